@@ -1,0 +1,1 @@
+"""Corpus readers, store, shards, manifest, geometry, plan, runner: everything between a corpus and its tokens."""
