@@ -1,0 +1,1 @@
+"""4M: masking, network, loader, training and prediction."""
