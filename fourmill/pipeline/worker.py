@@ -1,0 +1,331 @@
+"""The worker: takes one shard through one stage, and commits one object per output modality.
+
+It reads the shard's stored inputs, decodes each picture once, runs the stage's components on batches, and publishes.
+A sample that cannot be processed becomes a null in its row and a reason in quarantine; it never shifts a row and never
+takes its neighbours along. The same class runs inside a Ray actor and in the driver's own process.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from fourmill.labelers import LABELERS
+from fourmill.modalities import modality
+from fourmill.pipeline import codecs, images
+from fourmill.pipeline.component import Batch, Component, Failure
+from fourmill.pipeline.geometry import Crop, CropConfig, apply_crop
+from fourmill.pipeline.plan import Stage, Unit, content_of, inputs_of
+from fourmill.pipeline.shards import Record, Shard, commit, read_shard, record_of, shard_name, write_shard
+from fourmill.pipeline.store import Store, open_store
+from fourmill.tokenizers import TOKENIZERS
+from fourmill.tokenizers.base import Tokenizer
+
+log = logging.getLogger("fourmill.worker")
+
+
+class SetupError(RuntimeError):
+    """A worker that cannot start: retrying will not help, so the run stops and says why."""
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """Everything a worker needs to build its stage on any node: plain data."""
+
+    stage: str
+    dataset: str
+    components: tuple[tuple[str, str, Mapping[str, Any]], ...]  # (section, name, options)
+    lineages: Mapping[str, Mapping[str, Any]]  # content lineage by component, as the driver saw it
+    crops: CropConfig
+    stores: tuple[str, ...]
+    threads: int = 1
+
+    @classmethod
+    def of(cls, stage: Stage, dataset: str, crops: CropConfig) -> WorkerSpec:
+        parts = tuple((_section(c), c.name, c.config.model_dump()) for c in stage.components)
+        lineages = {c.name: content_of(c.lineage()) for c in stage.components}
+        return cls(stage.name, dataset, parts, lineages, crops, stage.stores, max(1, int(stage.config.cpus)))
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """What one unit came to: its records, and what was unusual."""
+
+    unit: Unit
+    records: tuple[Record, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Outputs:
+    """Values being collected for one shard: `columns[modality][crop][row]`, encoded; reasons by modality and key."""
+
+    columns: dict[str, list[list[Any]]]
+    quarantine: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def put(self, name: str, crop: int, row: int, key: str, value: Any) -> Any:
+        """Record one value; returns it as a reader would see it, or None if there is none."""
+        if isinstance(value, Failure):
+            self.quarantine[name].setdefault(key, value.reason)
+            return None
+        if value is None:
+            return None
+        entry = modality(name)
+        try:
+            settled = codecs.settle(entry, value)
+            self.columns[name][crop][row] = codecs.encode(entry, settled)
+        except (ValueError, TypeError) as error:
+            self.quarantine[name].setdefault(key, f"unusable output: {error}")
+            return None
+        return settled
+
+
+class Worker:
+    """A stage's components, loaded once, and `run` for one unit after another."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.spec = spec
+        self.store: Store = open_store(spec.dataset)
+        self.notes: list[str] = []
+        self.components = self._load()
+
+    def _load(self) -> list[Component]:
+        try:
+            components = [_build(*part) for part in self.spec.components]
+            device = _prepare_torch(self.spec.threads)
+            for component in components:
+                self._check_lineage(component)
+                component.load(device)
+        except Exception as error:
+            raise SetupError(f"stage {self.spec.stage}: {type(error).__name__}: {error}") from error
+        return components
+
+    def _check_lineage(self, component: Component) -> None:
+        """A checkpoint folder that differs on this node would make labels that the fingerprint does not describe."""
+        mine, drivers = content_of(component.lineage()), self.spec.lineages[component.name]
+        if mine != drivers:
+            raise ValueError(f"{component.name} is not the same here as on the driver: {mine} against {drivers}")
+
+    def run(self, unit: Unit) -> UnitResult:
+        """Make and commit what the unit lacks. Objects that another attempt has published already are adopted."""
+        start, self.notes = time.perf_counter(), []
+        adopted = [r for m, f in unit.makes.items() if (r := self._adopt(m, unit.shard, f))]
+        left = {m: f for m, f in unit.makes.items() if m not in {r.modality for r in adopted}}
+        records = list(adopted)
+        if left:
+            with_context = f"stage {unit.stage}, shard {unit.shard}"
+            try:
+                keys, outputs = self._make(replace(unit, makes=left))
+            except (ValueError, FileNotFoundError) as error:
+                raise type(error)(f"{with_context}: {error}") from error
+            seconds = time.perf_counter() - start
+            records += [self._commit(unit, m, f, keys, outputs, seconds) for m, f in left.items()]
+        return UnitResult(unit, tuple(records), time.perf_counter() - start, tuple(self.notes))
+
+    def probe(self, unit: Unit, start: int, stop: int) -> None:
+        """Run rows start..stop without committing anything: does one of them kill this process?"""
+        self._make(unit, start, stop)
+
+    def _adopt(self, name: str, shard: int, fingerprint: str) -> Record | None:
+        """An object without a record was published by a worker that died in between; its record follows from it."""
+        object_name = shard_name(name, shard, fingerprint)
+        if self.store.head(object_name) is None:
+            return None
+        record = record_of(self.store.get(object_name))
+        self.store.create(shard_name(name, shard, fingerprint, "json"), record.to_json())
+        return record
+
+    def _make(self, unit: Unit, start: int = 0, stop: int | None = None) -> tuple[list[str], _Outputs]:
+        components = self._needed(unit.makes)
+        inputs = {m: read_shard(self.store, shard_name(m, unit.shard, unit.inputs[m])) for m in self._reads(components)}
+        keys = _common_keys(inputs)
+        outputs = self._blank(components, len(keys))
+        rows = [i for i in range(start, len(keys) if stop is None else stop) if keys[i] not in unit.skip]
+        for key, reason in unit.skip.items():
+            for name in outputs.columns:
+                outputs.quarantine[name][key] = reason
+        chunk = max(c.config.batch_size for c in components)
+        chunks = [rows[i : i + chunk] for i in range(0, len(rows), chunk)]
+        for chunk_rows, pictures in self._decoded(chunks, inputs, components):
+            once: dict[str, dict[int, Any]] = {}  # what has one value for all crops is made with the first
+            for crop in range(self.spec.crops.count):
+                made = self._run_chunk(components, inputs, keys, chunk_rows, pictures, crop, outputs, once)
+                once = {m: values for m, values in made.items() if not modality(m).per_crop}
+        return keys, outputs
+
+    def _needed(self, makes: Mapping[str, str]) -> list[Component]:
+        """The components that make what is missing, and those of this stage that they read from."""
+        wanted, needed = set(makes), []
+        for component in reversed(self.components):
+            if wanted & set(component.makes):
+                wanted |= set(component.reads)
+                needed.append(component)
+        return needed[::-1]
+
+    def _reads(self, components: Sequence[Component]) -> list[str]:
+        made = {m for c in components for m in c.makes}
+        return sorted({m for c in components for m in inputs_of(c)} - made)
+
+    def _blank(self, components: Sequence[Component], rows: int) -> _Outputs:
+        names = [m for c in components for m in c.makes]
+        crops = {m: self.spec.crops.count if modality(m).per_crop else 1 for m in names}
+        return _Outputs({m: [[None] * rows for _ in range(crops[m])] for m in names}, {m: {} for m in names})
+
+    def _decoded(
+        self, chunks: list[list[int]], inputs: Mapping[str, Shard], components: Sequence[Component]
+    ) -> Iterator[tuple[list[int], dict[int, Any]]]:
+        """(rows, {row: list of uint8 (S, S, 3) per crop, or Failure}) for each chunk, decoding one chunk ahead."""
+        if not any("rgb" in c.reads for c in components):
+            yield from ((rows, {}) for rows in chunks)
+            return
+        with ThreadPoolExecutor(1) as ahead:
+            waiting = [ahead.submit(self._decode, rows, inputs) for rows in chunks[:1]]
+            for index, rows in enumerate(chunks):
+                pictures = waiting.pop().result()
+                waiting = [ahead.submit(self._decode, more, inputs) for more in chunks[index + 1 : index + 2]]
+                yield rows, pictures
+
+    def _decode(self, rows: Sequence[int], inputs: Mapping[str, Shard]) -> dict[int, Any]:
+        pictures: dict[int, Any] = {}
+        for row in rows:
+            data = inputs["rgb"].value(row)
+            crops = [inputs["crop_settings"].value(row, c) for c in range(self.spec.crops.count)]
+            if data is None or any(c is None for c in crops):
+                continue  # quarantined at ingest
+            try:
+                image = images.decode(data)
+                pictures[row] = [apply_crop(image, Crop(*map(int, c)), self.spec.crops.size) for c in crops]
+            except images.BadImageError as error:
+                pictures[row] = Failure(str(error))
+        return pictures
+
+    def _run_chunk(
+        self,
+        components: Sequence[Component],
+        inputs: Mapping[str, Shard],
+        keys: list[str],
+        rows: list[int],
+        pictures: Mapping[int, Any],
+        crop: int,
+        outputs: _Outputs,
+        once: Mapping[str, dict[int, Any]],
+    ) -> dict[str, dict[int, Any]]:
+        made = dict(once)
+        for component in components:
+            if all(m in once for m in component.makes):
+                continue
+            views = {m: made[m] if m in made else _view(inputs[m], rows, crop) for m in component.reads if m != "rgb"}
+            ready = [r for r in rows if all(v.get(r) is not None for v in views.values())]
+            if "rgb" in component.reads:
+                for row in (r for r in ready if isinstance(pictures.get(r), Failure)):
+                    for name in component.makes:
+                        outputs.put(name, crop, row, keys[row], pictures[row])
+                ready = [r for r in ready if isinstance(pictures.get(r), list)]
+            made.update({m: {} for m in component.makes})
+            for start in range(0, len(ready), component.config.batch_size):
+                part = ready[start : start + component.config.batch_size]
+                batch = self._batch(component, inputs, keys, part, pictures, views, crop)
+                for name, values in self._run_batch(component, batch).items():
+                    for row, value in zip(part, values, strict=True):
+                        made[name][row] = outputs.put(name, crop, row, keys[row], value)
+        return made
+
+    def _batch(
+        self,
+        component: Component,
+        inputs: Mapping[str, Shard],
+        keys: list[str],
+        rows: list[int],
+        pictures: Mapping[int, Any],
+        views: Mapping[str, Mapping[int, Any]],
+        crop: int,
+    ) -> Batch:
+        pixels, crops = None, []
+        if "rgb" in component.reads:
+            pixels = np.stack([pictures[r][crop] for r in rows]).transpose(0, 3, 1, 2)
+            crops = [Crop(*map(int, inputs["crop_settings"].value(r, crop))) for r in rows]
+        return Batch([keys[r] for r in rows], pixels, {m: [v[r] for r in rows] for m, v in views.items()}, crops, crop)
+
+    def _run_batch(self, component: Component, batch: Batch) -> dict[str, list[Any]]:
+        """Run a batch; out of memory halves it, any other exception is pinned on the sample that raises it alone."""
+        try:
+            made = component.run(batch)
+            if any(len(values) != len(batch) for values in made.values()):
+                raise ValueError(
+                    f"{component.name} returned { ({m: len(v) for m, v in made.items()}) } for {len(batch)}"
+                )
+            return made
+        except Exception as error:
+            if len(batch) == 1:
+                log.warning("%s failed on %s: %s", component.name, batch.keys[0], error, exc_info=True)
+                return {m: [Failure(f"{type(error).__name__}: {error}")] for m in component.makes}
+            parts = _halves(len(batch)) if _out_of_memory(error) else [[i] for i in range(len(batch))]
+            self.notes.append(f"{component.name}: batch of {len(batch)} split after {type(error).__name__}: {error}")
+        results = [self._run_batch(component, batch.select(rows)) for rows in parts]
+        return {m: [v for r in results for v in r[m]] for m in component.makes}
+
+    def _commit(
+        self, unit: Unit, name: str, fingerprint: str, keys: list[str], outputs: _Outputs, seconds: float
+    ) -> Record:
+        component = next(c for c in self.components if name in c.makes)
+        columns = outputs.columns[name]
+        spec = replace(component.spec(name), crops=len(columns))
+        lineage = self.spec.lineages[component.name]
+        data = write_shard(name, unit.shard, fingerprint, keys, columns, spec, lineage, outputs.quarantine[name])
+        return commit(self.store, data, {"seconds": round(seconds, 3)})
+
+
+def _prepare_torch(threads: int) -> str:
+    """The device to load onto. A stage without networks has not imported torch, and starts seconds sooner without."""
+    if "torch" not in sys.modules:
+        return "cpu"
+    import torch
+
+    torch.set_num_threads(threads)  # more threads than reserved CPUs fight one another
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _section(component: Component) -> str:
+    return "tokenizers" if isinstance(component, Tokenizer) else "labelers"
+
+
+def _build(section: str, name: str, options: Mapping[str, Any]) -> Component:
+    return (TOKENIZERS if section == "tokenizers" else LABELERS).build(name, options)
+
+
+def _common_keys(inputs: Mapping[str, Shard]) -> list[str]:
+    """The keys all inputs share; a difference means that a row would be paired with another sample's."""
+    (first, shard), *others = inputs.items()
+    keys = shard.keys
+    for name, other in others:
+        if other.keys != keys:
+            raise ValueError(f"{name} does not hold the same keys in the same order as {first}")
+    return keys
+
+
+def _view(shard: Shard, rows: Sequence[int], crop: int) -> dict[int, Any]:
+    """Decoded values by row, for the rows asked for; modalities without crops have one value for all crops."""
+    index = crop if shard.entry.per_crop else 0
+    return {row: shard.value(row, index) for row in rows}
+
+
+def _halves(count: int) -> list[list[int]]:
+    return [list(range(count // 2)), list(range(count // 2, count))]
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return True
+    return False

@@ -1,0 +1,253 @@
+"""Plan, worker and in-process runner: what is made, what is redone and why, what happens to bad samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import toys
+
+from fourmill.config import Config, ConfigError
+from fourmill.pipeline.component import Batch
+from fourmill.pipeline.inspect import verify
+from fourmill.pipeline.manifest import read_manifest
+from fourmill.pipeline.plan import make_plan
+from fourmill.pipeline.runner import BudgetExceededError, run
+from fourmill.pipeline.shards import Shard, parse_name, read_shard
+from fourmill.pipeline.store import open_store
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> str:
+    return toys.make_dataset(tmp_path, str(tmp_path / "dataset"))
+
+
+def config(dataset: str, **options: Any) -> Config:
+    return Config(**toys.config(dataset, **options))
+
+
+def digests(dataset: str) -> dict[str, str]:
+    return {r.name: r.digest for r in read_manifest(open_store(dataset)).records.values()}
+
+
+def shards_of(dataset: str, modality: str) -> list[Shard]:
+    store = open_store(dataset)
+    return [read_shard(store, r.name) for r in read_manifest(store).of(modality)]
+
+
+def values_of(dataset: str, modality: str) -> dict[str, Any]:
+    return {k: v for s in shards_of(dataset, modality) for k, v in zip(s.keys, s.values(), strict=True)}
+
+
+def test_every_modality_gets_one_aligned_shard_per_input_shard(dataset: str) -> None:
+    report = run(config(dataset))
+    manifest = read_manifest(open_store(dataset))
+    assert report.ok
+    assert report.samples == 3 * 24  # geometry, labels, more
+    for name in ("crop_settings", "depth", "det", "semseg", "tok_depth"):
+        assert [r.rows for r in manifest.of(name)] == [6, 6, 6, 6]
+    assert verify(open_store(dataset), manifest).ok
+
+
+def test_labels_are_the_components_outputs_on_the_recorded_crop(dataset: str) -> None:
+    run(config(dataset))
+    depth = values_of(dataset, "depth")["000000005"]
+    crop = values_of(dataset, "crop_settings")["000000005"]
+    pixels = np.asarray(toys.picture(5).crop((4, 0, 36, 32)).resize((16, 16), 3), dtype=np.float32)
+    assert crop.tolist() == [0, 4, 32, 32, 0]
+    assert np.abs(depth - pixels.mean(-1)).max() < 4  # JPEG
+    assert values_of(dataset, "tok_depth")["000000005"].tolist() == toys._blocks(depth).tolist()
+
+
+def test_annotated_boxes_move_with_the_crop(dataset: str) -> None:
+    run(config(dataset))
+    # 40 x 32 picture, crop x 4..36: 0.25 * 40 = 10 -> (10 - 4) / 32 = 0.1875
+    expected = {"box": [0.1875, 0.25, 0.8125, 0.75], "class_name": "box", "score": 1.0}
+    assert values_of(dataset, "det")["000000000"] == [expected]
+
+
+def test_second_run_has_nothing_to_do(dataset: str) -> None:
+    first = run(config(dataset))
+    before = {i.name for i in open_store(dataset).list()}
+    again = run(config(dataset))
+    assert not again.plan.units
+    assert again.manifest.snapshot == first.manifest.snapshot
+    assert {i.name for i in open_store(dataset).list()} == before
+
+
+def test_fused_stage_without_stored_labels_makes_the_same_tokens(tmp_path: Path, dataset: str) -> None:
+    run(config(dataset))
+    other = toys.make_dataset(tmp_path, str(tmp_path / "fused"))
+    stages = {"all": {"labelers": ["bright", "blocks"], "store": ["tok_depth"]}}
+    run(config(other, stages=stages))
+    tokens = {n: d for n, d in digests(dataset).items() if n.startswith("tok_depth/")}
+    assert len(tokens) == 4
+    assert tokens.items() <= digests(other).items()
+    assert "depth" not in read_manifest(open_store(other)).modalities
+
+
+def test_batch_size_changes_neither_bytes_nor_plan(tmp_path: Path, dataset: str) -> None:
+    run(config(dataset))
+    other = toys.make_dataset(tmp_path, str(tmp_path / "other"))
+    run(config(other, batch_size=5))
+    assert digests(other) == digests(dataset)
+
+
+def test_changed_option_makes_its_shards_and_their_dependants_stale(dataset: str) -> None:
+    run(config(dataset))
+    store = open_store(dataset)
+    plan = make_plan(store, read_manifest(store), config(dataset, gain=0.5))
+    stale = {m for u in plan.units for m in u.makes}
+    assert stale == {"depth", "semseg", "tok_depth"}  # not det, not crop_settings
+    reasons = {m: r for u in plan.units for m, r in u.reasons.items()}
+    assert reasons["depth"] == "stale: config.gain was 1.0, is 0.5"
+    assert reasons["tok_depth"] == "stale: its inputs changed"
+
+
+def test_going_back_to_an_earlier_configuration_recomputes_nothing(dataset: str) -> None:
+    run(config(dataset))
+    before = digests(dataset)
+    run(config(dataset, gain=0.5))
+    assert digests(dataset) != before
+    back = run(config(dataset))
+    assert not back.plan.units
+    assert digests(dataset) == before
+
+
+def test_changed_crops_make_everything_stale(dataset: str) -> None:
+    run(config(dataset))
+    tree = {**toys.config(dataset), "crops": {"size": 32}}
+    store = open_store(dataset)
+    plan = make_plan(store, read_manifest(store), Config(**tree))
+    assert {m for u in plan.units for m in u.makes} == {"crop_settings", "depth", "det", "semseg", "tok_depth"}
+
+
+def test_object_whose_record_was_never_written_is_adopted_not_recomputed(tmp_path: Path, dataset: str) -> None:
+    calls = tmp_path / "calls"
+    options = {"calls": str(calls)}
+    run(config(dataset, **options))
+    store, made = open_store(dataset), len(calls.read_text().split())
+    before = digests(dataset)
+    for info in list(store.list("depth/")):
+        if info.name.endswith(".json"):
+            store.delete(info.name)
+    report = run(config(dataset, **options))
+    assert len(report.plan.units) == 4
+    assert len(calls.read_text().split()) == made
+    assert digests(dataset) == before
+
+
+def test_sample_that_raises_is_quarantined_alone(dataset: str) -> None:
+    report = run(config(dataset, fail=["000000007"]))
+    depths = values_of(dataset, "depth")
+    assert [k for k, v in depths.items() if v is None] == ["000000007"]
+    reasons = [s.quarantine for s in shards_of(dataset, "depth")]
+    assert reasons == [{}, {"000000007": "RuntimeError: cannot stand 000000007"}, {}, {}]
+    assert report.quarantined["depth"] == {"RuntimeError": 1}
+    assert values_of(dataset, "tok_depth")["000000007"] is None  # no depth, no tokens; every other row is there
+    assert sum(v is None for v in values_of(dataset, "tok_depth").values()) == 1
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path, dataset: str) -> None:
+    calls = tmp_path / "calls"
+    report = run(config(dataset, memory=2, calls=str(calls)))
+    assert calls.read_text().split()[:4] == ["4", "2", "2", "2"]
+    assert not report.quarantined
+    assert "bright: batch of 4 split after MemoryError" in report.notes[0]
+
+
+def test_failure_that_a_component_returns_carries_its_reason(tmp_path: Path) -> None:
+    dark = {i: toys.jpeg(toys.Image.new("RGB", (32, 32))) for i in (3,)}
+    dataset = toys.make_dataset(tmp_path, str(tmp_path / "d"), damaged=dark)
+    run(config(dataset))
+    assert shards_of(dataset, "semseg")[0].quarantine == {"000000003": "all dark: nothing is above 100"}
+
+
+def test_unusable_output_is_quarantined(dataset: str) -> None:
+    run(config(dataset, gain=1e9))
+    reasons = set(shards_of(dataset, "depth")[0].quarantine.values())
+    assert len(reasons) == 6
+    assert all(r.startswith("unusable output: the map reaches") for r in reasons)
+
+
+def test_truncated_empty_and_foreign_pictures_are_exactly_what_is_quarantined(tmp_path: Path) -> None:
+    good = toys.jpeg(toys.picture(4))
+    damaged = {4: good[:-200], 9: b"", 20: b"this is text, not a picture"}
+    dataset = toys.make_dataset(tmp_path, str(tmp_path / "d"), damaged=damaged)
+    report = run(config(dataset))
+    quarantined = {k: r.split(":")[0] for s in shards_of(dataset, "rgb") for k, r in s.quarantine.items()}
+    assert quarantined == {"000000004": "truncated or corrupt", "000000009": "empty", "000000020": "not an image"}
+    assert report.ok
+    for name in ("depth", "tok_depth", "crop_settings"):
+        missing = [k for k, v in values_of(dataset, name).items() if v is None]
+        assert missing == ["000000004", "000000009", "000000020"]
+    assert values_of(dataset, "alt_text")["000000020"] == "number 20"
+
+
+def test_run_stops_when_the_failure_budget_is_spent_and_keeps_what_is_done(dataset: str) -> None:
+    tree = {**toys.config(dataset, fail=["000000001", "000000002"]), "max_failures": 0.05}
+    with pytest.raises(BudgetExceededError, match=r"2 of 24 rows of depth .* max_failures=0.05 allows 1"):
+        run(Config(**tree))
+    assert len(read_manifest(open_store(dataset)).of("depth")) == 1
+
+
+def test_several_crops_make_several_columns_and_share_one_decode(dataset: str) -> None:
+    tree = {**toys.config(dataset), "crops": {"size": 16, "count": 3, "seed": 5}}
+    run(Config(**tree))
+    shard = shards_of(dataset, "depth")[0]
+    assert shard.table.column_names == ["key", "crop_0", "crop_1", "crop_2"]
+    first, second = shard.value(0, 0), shard.value(0, 1)
+    assert not np.array_equal(first, second)
+    crops = shards_of(dataset, "crop_settings")[0]
+    top, left, height, width, flip = crops.value(0, 1).tolist()
+    image = toys.picture(0).resize((16, 16), 3, box=(left, top, left + width, top + height))
+    expected = np.asarray(image, dtype=np.float32).mean(-1)
+    expected = expected[:, ::-1] if flip else expected
+    assert np.abs(second - expected).max() < 6
+
+
+def test_stage_with_a_view_of_other_samples_is_refused() -> None:
+    batch = Batch(["a", "b", "c"], np.zeros((3, 3, 2, 2), np.uint8), {"depth": [1, 2, 3]})
+    assert batch.select([2, 0]).keys == ["c", "a"]
+    assert batch.select([2, 0]).views == {"depth": [3, 1]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stages": {"a": {"labelers": ["brigth"]}}}, "did you mean 'bright'"),
+        ({"stages": {"a": {"labelers": ["threshold"]}}}, "reads 'depth', but nothing makes it"),
+        ({"stages": {"a": {"labelers": ["bright"]}, "b": {"labelers": ["bright"]}}}, "depth is made twice"),
+        (
+            {"stages": {"a": {"labelers": ["bright"], "store": []}, "b": {"labelers": ["threshold"]}}},
+            "reads 'depth', but it is made but not stored",
+        ),
+        ({"labelers": {"depth": {"checkpoint": "nowhere"}}, "stages": {}}, "labelers.depth"),
+        ({"labelers": {"dpeth": {}}, "stages": {}}, "did you mean 'depth'"),
+    ],
+)
+def test_configuration_that_does_not_fit_is_refused_with_the_place(
+    dataset: str, change: dict[str, Any], message: str
+) -> None:
+    store = open_store(dataset)
+    with pytest.raises(ConfigError, match=message):
+        make_plan(store, read_manifest(store), Config(**{**toys.config(dataset), **change}))
+
+
+def test_verify_finds_changed_missing_and_misaligned_objects(dataset: str) -> None:
+    run(config(dataset))
+    store = open_store(dataset)
+    names = sorted(i.name for i in store.list("depth/") if i.name.endswith(".arrow"))
+    flipped = bytearray(store.get(names[0]))
+    flipped[len(flipped) // 2] ^= 1
+    store.delete(names[0])
+    store.create(names[0], bytes(flipped))
+    store.delete(names[1])
+    found = [str(p) for p in verify(store, read_manifest(store)).problems]
+    assert found == [
+        f"{names[0]}: its SHA-256 differs from its record's: the bytes have changed",
+        f"{names[1]}: the object is gone",
+    ]
+    assert parse_name(names[0]) is not None
