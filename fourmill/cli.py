@@ -1,0 +1,311 @@
+"""The command line, and the jobs: `fourmill pseudolabel …` and `jobs/pseudolabel.py …` are the same call.
+
+Exit codes: 0 done; 1 finished, but something is wrong with the data; 2 the command was misused; other: crash.
+Nothing heavy is imported until a command runs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+manifest_app = typer.Typer(no_args_is_help=True, help="Look into a dataset through its manifest.")
+app.add_typer(manifest_app, name="manifest")
+
+ConfigOption = Annotated[str, typer.Option("--config", "-c", help="YAML configuration.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: a.b=value.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, do nothing.")]
+Dataset = Annotated[str, typer.Argument(help="Dataset: a path or s3://bucket/prefix.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+
+
+def main(*first: str) -> NoReturn:
+    """Run the command line; `first` stands before the arguments given (jobs put their command's name there).
+
+    Errors that a user can mend are one line on stderr and exit code 2, data that is wrong is exit code 1.
+    """
+    # Idle OpenMP threads that spin take a busy machine's cores: 16-50 samples/s against 210-270 when they sleep.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        result = app(args=[*first, *sys.argv[1:]], standalone_mode=False, prog_name="fourmill")
+        sys.exit(result if isinstance(result, int) else 0)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; run the same command again to go on", 130)
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(
+            error, "exit_code"
+        ):  # typer's own usage errors, whatever click it carries
+            error.show()
+            sys.exit(2)
+        code = _exit_code(error)
+        if code is None:
+            raise
+        _fail(str(error), code)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 for what the user can mend, 1 for wrong data, None for a crash."""
+    if type(error).__name__ == "BudgetExceededError":
+        return 1
+    mendable = {"ConfigError", "SetupError", "StoreError"}
+    return (
+        2
+        if isinstance(error, ValueError | FileNotFoundError | FileExistsError) or type(error).__name__ in mendable
+        else None
+    )
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"fourmill: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+@app.command()
+def scenes(
+    out: Annotated[str, typer.Argument(help="Folder for the tars; must not exist or be empty.")],
+    count: Annotated[int, typer.Option(help="Number of scenes.", min=1)] = 512,
+    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.", min=16, max=2048)] = 224,
+    seed: Annotated[int, typer.Option(help="Another seed gives other scenes.")] = 0,
+    truth: Annotated[
+        bool, typer.Option("--truth", help="Write exact depth, normals, classes and instances too.")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
+) -> None:
+    """Write a procedural image-text corpus with exact ground truth, in img2dataset's layout."""
+    from fourmill.scenes import write_corpus
+
+    write_corpus(out, count=count, size=size, seed=seed, truth=truth, workers=workers)
+    print(f"{count} scenes of {size} x {size} pixels (seed {seed}) in {out}")
+
+
+@app.command()
+def ingest(
+    src: Annotated[str, typer.Argument(help="Corpus: tars, a folder, Parquet, or COCO; a path or s3:// URI.")],
+    dataset: Dataset,
+    format: Annotated[
+        str | None, typer.Option(help="webdataset, folder, parquet or coco; found out if not given.")
+    ] = None,
+    shard_size: Annotated[int, typer.Option(help="Samples in a shard.", min=1)] = 1000,
+    text_field: Annotated[str | None, typer.Option(help="Where the text is, if not under a usual name.")] = None,
+    image_field: Annotated[str | None, typer.Option(help="Where the image is, if not under a usual name.")] = None,
+    check: Annotated[str, typer.Option(help="Try each picture's 'header' only, or 'decode' it.")] = "decode",
+    limit: Annotated[int | None, typer.Option(help="Only the first samples.", min=1)] = None,
+) -> int:
+    """Bring a corpus into a dataset: pictures verbatim, texts, and where each came from."""
+    from fourmill.pipeline.ingest import IngestConfig
+    from fourmill.pipeline.ingest import ingest as run_ingest
+
+    fields = {"format": format, "shard_size": shard_size, "text_field": text_field, "image_field": image_field}
+    report = run_ingest(src, dataset, IngestConfig.model_validate({**fields, "check": check, "limit": limit}))
+    print(report)
+    return 0
+
+
+@app.command()
+def pseudolabel(config: ConfigOption, overrides: Overrides = None, dry_run: DryRun = False) -> int:
+    """Label a dataset: run every stage that has labelers; rerun to finish what is missing."""
+    return _run_stages(config, overrides or [], "labelers", dry_run)
+
+
+@app.command()
+def tokenize(config: ConfigOption, overrides: Overrides = None, dry_run: DryRun = False) -> int:
+    """Run every stage that has tokenizers over the dataset; rerun to finish what is missing."""
+    return _run_stages(config, overrides or [], "tokenizers", dry_run)
+
+
+def _run_stages(path: str, overrides: Sequence[str], section: str, dry_run: bool) -> int:
+    from fourmill.config import ConfigError, load_config
+    from fourmill.pipeline.runner import dry_run as describe
+    from fourmill.pipeline.runner import run
+
+    config = load_config(path, overrides)
+    _placed(config.model_copy(update={"pretrain": None}))
+    stages = config.resolved_stages()
+    chosen = [n for n, s in stages.items() if (s.labelers if section == "labelers" else s.tokenizers)]
+    if not chosen:
+        raise ConfigError(f"{path}: no stage has {section}")
+    if dry_run:
+        print(describe(config, chosen))
+        return 0
+    report = run(config, chosen)
+    print(report)
+    return 0 if report.ok else 1
+
+
+def _placed(config: Any) -> None:
+    """Refuse relative outputs in a submitted job: they would land in Ray's temporary copy of the working directory."""
+    outputs = {"dataset": config.dataset, **({"pretrain.out": config.pretrain.out} if config.pretrain else {})}
+    for name, uri in outputs.items():
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in uri and not Path(uri).is_absolute():
+            raise ValueError(
+                f"{name}={uri!r} is relative, and a submitted job runs in Ray's temporary copy of the working "
+                "directory: give an absolute path that all nodes share, or s3://bucket/prefix"
+            )
+
+
+@app.command("train-tokenizer")
+def train_tokenizer(config: ConfigOption, overrides: Overrides = None) -> int:
+    """Train one tokenizer from the label shards of a dataset."""
+    from fourmill.config import load_config
+    from fourmill.tokenizers.config import TrainTokenizerConfig
+    from fourmill.tokenizers.training import train_tokenizer as train
+
+    print(train(load_config(config, overrides or [], TrainTokenizerConfig)))
+    return 0
+
+
+@app.command()
+def pretrain(config: ConfigOption, overrides: Overrides = None) -> int:
+    """Train 4M on a dataset's token shards."""
+    from fourmill.config import ConfigError, load_config
+    from fourmill.model.train import pretrain as train
+
+    loaded = load_config(config, overrides or [])
+    _placed(loaded)
+    if loaded.pretrain is None:
+        raise ConfigError(f"{config}: no `pretrain` section")
+    print(train(loaded.dataset, loaded.pretrain, progress=print))
+    return 0
+
+
+@app.command()
+def report(
+    dataset: Dataset,
+    out: Annotated[
+        str, typer.Option("-o", "--out", help="The HTML file; a PNG contact sheet goes beside it.")
+    ] = "report.html",
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="Configuration with the tokenizers, to decode tokens.")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="A trained 4M, to show what it predicts from RGB.")] = None,
+    count: Annotated[int, typer.Option(help="Samples shown.", min=1)] = 12,
+) -> int:
+    """Write one self-contained page: samples, labels, labels decoded from their tokens, predictions, figures."""
+    from fourmill.config import load_config
+    from fourmill.pipeline.report import write_report
+
+    loaded = load_config(config, [f"dataset={dataset}"]) if config else None
+    page, sheet = write_report(dataset, out, loaded, checkpoint, count)
+    print(f"report: {page}\ncontact sheet: {sheet}")
+    return 0
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option("--out", help="Folder for everything the demo makes.")] = "runs/demo",
+    overrides: Overrides = None,
+) -> int:
+    """Scenes, ingest, labels, tokens, a verified manifest, a trained 4M and a report, in minutes, offline."""
+    from fourmill.demo.run import run_demo
+
+    return run_demo(out, overrides or [])
+
+
+@app.command()
+def modalities() -> None:
+    """List the catalogue of modalities."""
+    from fourmill.modalities import CATALOGUE
+
+    for entry in CATALOGUE.values():
+        print(
+            f"{entry.name:14} {entry.kind.value:9} {'per crop' if entry.per_crop else 'per sample':10} {entry.summary}"
+        )
+
+
+@app.command()
+def labelers() -> None:
+    """List the labelers that a configuration can name."""
+    from fourmill.labelers import LABELERS
+
+    _list_components(LABELERS.table)
+
+
+@app.command()
+def tokenizers() -> None:
+    """List the tokenizers that a configuration can name."""
+    from fourmill.tokenizers import TOKENIZERS
+
+    _list_components(TOKENIZERS.table)
+
+
+def _list_components(table: dict[str, str]) -> None:
+    import importlib
+
+    for kind, path in table.items():
+        doc = importlib.import_module(path.partition(":")[0]).__doc__ or ""
+        print(f"{kind:16} {doc.splitlines()[0]}")
+
+
+@manifest_app.command("show")
+def manifest_show(
+    dataset: Dataset, at: Annotated[int | None, typer.Option(help="An older snapshot.")] = None, as_json: AsJson = False
+) -> None:
+    """What the dataset holds: modalities, shards, rows, presence, size, producer, vocabulary use.
+
+    fourmill manifest show s3://bucket/dataset --json | jq '.modalities[].present'
+    """
+    from fourmill.pipeline.inspect import summarise
+    from fourmill.pipeline.manifest import read_manifest
+    from fourmill.pipeline.store import open_store
+
+    manifest = read_manifest(open_store(dataset), at)
+    found = summarise(manifest)
+    if as_json:
+        tree = {"snapshot": manifest.snapshot, "corpus": manifest.corpus, "modalities": [m.to_json() for m in found]}
+        print(json.dumps(tree, indent=1))
+    else:
+        _show(dataset, manifest, found)
+
+
+def _show(dataset: str, manifest: Any, found: Sequence[Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    corpus = manifest.corpus
+    table = Table("modality", "shards", "rows", "present", "MB", "codes used", "producer", "quarantined")
+    for m in found:
+        used = f"{m.used}/{m.vocabulary} ({m.perplexity:.0f})" if m.vocabulary else ""
+        makers = "; ".join(_maker(p) for p in m.producers)
+        bad = ", ".join(f"{n} {r}" for r, n in m.quarantined.items())
+        share = f"{m.present} ({m.present / m.rows:.1%})" if m.rows else "0"
+        table.add_row(m.name, str(m.shards), str(m.rows), share, f"{m.num_bytes / 1e6:.2f}", used, makers, bad)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(
+        f"{dataset}: snapshot {manifest.snapshot}, {corpus.get('samples', '?')} samples "
+        f"from {corpus.get('sources', '?')}"
+    )
+    console.print(table)
+
+
+def _maker(producer: dict[str, Any]) -> str:
+    checkpoint = producer.get("checkpoint")
+    weights = f" {checkpoint['reference']}" if isinstance(checkpoint, dict) else ""
+    return f"{producer.get('class', '?')} v{producer.get('version', '?')}{weights}"
+
+
+@manifest_app.command("verify")
+def manifest_verify(
+    dataset: Dataset, at: Annotated[int | None, typer.Option(help="An older snapshot.")] = None, as_json: AsJson = False
+) -> int:
+    """Read every object and check digests, rows, keys, alignment and token ranges. Exit code 1 if anything is wrong."""
+    from fourmill.pipeline.inspect import verify
+    from fourmill.pipeline.manifest import read_manifest
+    from fourmill.pipeline.store import open_store
+
+    store = open_store(dataset)
+    outcome = verify(store, read_manifest(store, at))
+    if as_json:
+        problems = [{"name": p.name, "what": p.what} for p in outcome.problems]
+        print(json.dumps({"snapshot": outcome.snapshot, "objects": outcome.objects, "problems": problems}, indent=1))
+    else:
+        print(outcome)
+    return 0 if outcome.ok else 1

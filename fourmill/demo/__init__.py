@@ -1,0 +1,1 @@
+"""The offline demonstration: small checkpoints trained on `fourmill.scenes`, and the run that uses them all."""

@@ -1,0 +1,22 @@
+#!/usr/bin/env python
+r"""python jobs/pseudolabel.py --config configs/demo.yaml [a.b=c …]
+
+Label a dataset with the teachers that a configuration names. The same as `fourmill pseudolabel`; on a cluster:
+
+    ray job submit --working-dir . -- \
+        python jobs/pseudolabel.py --config configs/demo.yaml dataset=s3://bucket/x
+"""
+
+import os.path
+import sys
+
+# jobs/ holds tokenize.py, which would hide the standard library's: keep this folder off the path, import from the root.
+_here = os.path.dirname(os.path.abspath(__file__))
+sys.path[:] = [os.path.dirname(_here)] + [
+    p for p in sys.path if os.path.abspath(p or ".") not in (_here, os.path.dirname(_here))
+]
+
+from fourmill.cli import main
+
+if __name__ == "__main__":
+    main("pseudolabel")
