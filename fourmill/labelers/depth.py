@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from fourmill.labelers.base import Teacher, TeacherConfig
-from fourmill.labelers.loading import load_model, load_processor, precision, tensors
+from fourmill.labelers.loading import forward, load_model, load_processor
 from fourmill.pipeline.component import Batch, ComponentConfig
 from fourmill.pipeline.shards import Spec
 
@@ -40,16 +40,13 @@ class DepthLabeler(Teacher):
     def load(self, device: str) -> None:
         from transformers import AutoModelForDepthEstimation
 
-        self.device = device
         self.processor = load_processor(self.checkpoint)
         self.model = load_model([AutoModelForDepthEstimation], self.checkpoint, device)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> dict[str, list[Any]]:
         assert batch.pixels is not None
-        inputs = self.processor(images=tensors(batch.pixels), return_tensors="pt").to(self.device)
-        with precision(self.device, self.config.autocast):
-            outputs = self.model(**inputs)
+        outputs = forward(self.model, self.processor, batch.pixels, self.config.autocast)
         sizes = [batch.pixels.shape[-2:]] * len(batch)
         maps = self.processor.post_process_depth_estimation(outputs, target_sizes=sizes)
         return {"depth": [m["predicted_depth"].float().cpu().numpy() for m in maps]}

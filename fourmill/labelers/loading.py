@@ -70,6 +70,14 @@ def tensors(pixels: np.ndarray) -> list[torch.Tensor]:
     return list(torch.from_numpy(np.ascontiguousarray(pixels)))
 
 
+def forward(model: Any, processor: Any, pixels: np.ndarray | None, autocast: bool) -> Any:
+    """The network's outputs for uint8 (B, 3, S, S), through its own processor."""
+    assert pixels is not None
+    inputs = processor(images=tensors(pixels), return_tensors="pt").to(model.device)
+    with precision(model.device.type, autocast):
+        return model(**inputs)
+
+
 def precision(device: str, autocast: bool) -> contextlib.AbstractContextManager[Any]:
     """bfloat16 autocast where asked for, else nothing."""
     kind = torch.device(device).type

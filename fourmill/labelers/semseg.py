@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fourmill.labelers.base import Teacher
-from fourmill.labelers.loading import load_model, load_processor, precision, tensors
+from fourmill.labelers.loading import forward, load_model, load_processor
 from fourmill.pipeline.component import Batch
 from fourmill.pipeline.shards import Spec
 
@@ -36,7 +36,6 @@ class SemsegLabeler(Teacher):
     def load(self, device: str) -> None:
         from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
 
-        self.device = device
         self.processor = load_processor(self.checkpoint)
         families = [AutoModelForUniversalSegmentation, AutoModelForSemanticSegmentation]
         self.model = load_model(families, self.checkpoint, device)
@@ -46,9 +45,7 @@ class SemsegLabeler(Teacher):
     @torch.inference_mode()
     def run(self, batch: Batch) -> dict[str, list[Any]]:
         assert batch.pixels is not None
-        inputs = self.processor(images=tensors(batch.pixels), return_tensors="pt").to(self.device)
-        with precision(self.device, self.config.autocast):
-            outputs = self.model(**inputs)
+        outputs = forward(self.model, self.processor, batch.pixels, self.config.autocast)
         sizes = [tuple(batch.pixels.shape[-2:])] * len(batch)
         maps = self.processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
         return {"semseg": [_classes(m) for m in maps]}

@@ -8,7 +8,6 @@ Legend: B samples, L cells of a grid, T longest text, S side in pixels.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 from collections import Counter, OrderedDict
@@ -28,18 +27,13 @@ from fourmill.pipeline.geometry import Crop, apply_crop
 from fourmill.pipeline.images import BadImageError, decode
 from fourmill.pipeline.manifest import read_manifest
 from fourmill.pipeline.shards import Shard, Spec, digest, read_shard
+from fourmill.pipeline.splits import is_held_out
 from fourmill.pipeline.store import open_store
 
 log = logging.getLogger(__name__)
 
 _OPEN_SHARDS = 4096  # memory maps at once; Linux allows a process 65,530
 _DECODERS = 8  # threads; Pillow releases the interpreter lock while it decodes and resizes
-
-
-def is_held_out(key: str, fraction: float) -> bool:
-    """Whether a sample is never trained on. A function of the key alone: growing a dataset moves no sample."""
-    number = int.from_bytes(hashlib.sha256(b"held out\0" + key.encode()).digest()[:8], "big")
-    return number < fraction * 2.0**64
 
 
 @dataclass(frozen=True)

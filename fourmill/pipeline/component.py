@@ -6,6 +6,7 @@ A component is cheap to construct on the driver, where the plan asks it for its 
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from fourmill.checkpoints import Checkpoint, resolve
 from fourmill.pipeline.geometry import Crop
 from fourmill.pipeline.shards import Spec
 
@@ -107,3 +109,27 @@ class Component(ABC):
 
         An exception condemns the batch, not the shard: the worker tries its samples one by one.
         """
+
+
+class PretrainedConfig(ComponentConfig):
+    """Configuration of a component with weights or a vocabulary."""
+
+    checkpoint: str
+    """Hub id (optionally `@revision`), local folder, s3:// URI, or `demo:NAME`."""
+
+
+class Pretrained(Component):
+    """A component with a checkpoint, resolved on first use; its digest enters the lineage."""
+
+    gpus: ClassVar[float] = 1.0
+    config: PretrainedConfig
+
+    @functools.cached_property
+    def checkpoint(self) -> Checkpoint:
+        return resolve(self.config.checkpoint)
+
+    def lineage(self) -> dict[str, Any]:
+        # The digest stands for the weights; where they lay does not change what is made.
+        lineage = super().lineage()
+        lineage["config"].pop("checkpoint")
+        return {**lineage, "checkpoint": self.checkpoint.lineage()}

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fourmill.modalities import modality
 from fourmill.pipeline import codecs, images
 from fourmill.pipeline.corpus import Corpus, Sample, open_corpus
-from fourmill.pipeline.corpus_values import percent_encoded, printable
+from fourmill.pipeline.corpus.values import percent_encoded, printable
 from fourmill.pipeline.manifest import Manifest, read_manifest, update_manifest
 from fourmill.pipeline.shards import (
     FORMAT,

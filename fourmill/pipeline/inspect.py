@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from fourmill.modalities import modality
 from fourmill.pipeline.manifest import Manifest, summary
-from fourmill.pipeline.shards import Record, Shard, digest, unpack_counts
+from fourmill.pipeline.shards import Record, Shard, digest, open_shard, unpack_counts
 from fourmill.pipeline.store import Store, StoreError
 
 
@@ -146,9 +146,9 @@ def _check_object(store: Store, record: Record) -> list[Problem]:
     if hashlib.sha256(data).hexdigest() != record.digest:
         return [Problem(record.name, "its SHA-256 differs from its record's: the bytes have changed")]
     try:
-        shard = Shard(pa.ipc.open_file(pa.py_buffer(data)).read_all(), pa.py_buffer(data))
-    except (pa.ArrowInvalid, KeyError, ValueError) as error:
-        return [Problem(record.name, f"is not a whole shard object: {error}")]
+        shard = open_shard(pa.py_buffer(data), "it")
+    except ValueError as error:
+        return [Problem(record.name, str(error))]
     return [Problem(record.name, what) for what in _disagreements(shard, record)]
 
 

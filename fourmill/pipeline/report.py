@@ -24,6 +24,7 @@ from fourmill.pipeline.inspect import ModalitySummary, summarise
 from fourmill.pipeline.manifest import Manifest, read_manifest
 from fourmill.pipeline.pictures import FeaturePainter, box_picture, class_picture, contact_sheet, depth_picture
 from fourmill.pipeline.shards import read_shard
+from fourmill.pipeline.splits import is_held_out
 from fourmill.pipeline.store import Store, open_store
 from fourmill.tokenizers import TOKENIZERS
 
@@ -99,8 +100,6 @@ def collect(store: Store, manifest: Manifest, checkpoint: str | None, count: int
 def _held_out(checkpoint: str | None) -> Any:
     if checkpoint is None:
         return lambda key: True
-    from fourmill.model.data import is_held_out
-
     fraction = json.loads(_read(checkpoint, "pretrain.json"))["config"]["held_out"]
     return lambda key: is_held_out(key, fraction)
 

@@ -231,13 +231,18 @@ def read_shard(store: Store, name: str) -> Shard:
     if path is not None and not path.is_file():
         raise FileNotFoundError(f"no object {name} in {store.uri}")
     data = pa.memory_map(str(path)).read_buffer() if path is not None else pa.py_buffer(store.get(name))
+    return open_shard(data, f"{name} in {store.uri}")
+
+
+def open_shard(data: pa.Buffer, where: str) -> Shard:
+    """A shard object from its bytes. ValueError if they are not a whole one; `where` names it."""
     try:
         table = pa.ipc.open_file(data).read_all()
         # Damaged offsets would abort the process on first use. 0.3 ms for 50,000 x 196 tokens.
         table.validate(full=True)
         return Shard(table, data)
     except (pa.ArrowException, OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{name} in {store.uri} is not a whole shard object: {error}") from error
+        raise ValueError(f"{where} is not a whole shard object: {error}") from error
 
 
 def commit(store: Store, data: bytes, spent: Mapping[str, float] | None = None) -> Record:
@@ -253,8 +258,7 @@ def commit(store: Store, data: bytes, spent: Mapping[str, float] | None = None) 
 
 def record_of(data: bytes, spent: Mapping[str, float] | None = None) -> Record:
     """The record that belongs to a shard object's bytes."""
-    buffer = pa.py_buffer(data)
-    shard = Shard(pa.ipc.open_file(buffer).read_all(), buffer)
+    shard = open_shard(pa.py_buffer(data), "an object to be recorded")
     present = sum(shard.column(i).is_valid().to_numpy(zero_copy_only=False) for i in range(_columns(shard)))
     return Record(
         modality=shard.meta["modality"],

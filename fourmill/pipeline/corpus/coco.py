@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fourmill.pipeline.corpus import IMAGE_SUFFIXES, Corpus, Sample, fetch, is_coco, locate, stem_of, suffix_of
-from fourmill.pipeline.corpus_values import bounded, clean_text, found, printable
+from fourmill.pipeline.corpus.values import bounded, clean_text, found, printable
 from fourmill.pipeline.store import ObjectInfo, Store
 
 _log = logging.getLogger(__name__)

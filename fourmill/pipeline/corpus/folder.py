@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fourmill.pipeline.corpus import IMAGE_SUFFIXES, Corpus, Sample, fetch, stem_of, suffix_of
-from fourmill.pipeline.corpus_table import TABLE_SUFFIXES, read_columns, read_rows
-from fourmill.pipeline.corpus_values import (
+from fourmill.pipeline.corpus.table import TABLE_SUFFIXES, read_columns, read_rows
+from fourmill.pipeline.corpus.values import (
     MAX_TEXT_BYTES,
     TEXT_FIELDS,
     as_metadata,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 from fourmill.modalities import unknown
-from fourmill.pipeline.corpus_values import KeyRegister, printable
+from fourmill.pipeline.corpus.values import KeyRegister, printable
 from fourmill.pipeline.images import MAX_BYTES
 from fourmill.pipeline.store import ObjectInfo, Store, open_store
 
@@ -32,10 +32,10 @@ IMAGE_SUFFIXES = (
 # fmt: on
 _GLOB = ("*", "?", "[")
 _FORMATS = {
-    "webdataset": "fourmill.pipeline.corpus_tar:WebDatasetCorpus",
-    "folder": "fourmill.pipeline.corpus_folder:FolderCorpus",
-    "parquet": "fourmill.pipeline.corpus_parquet:ParquetCorpus",
-    "coco": "fourmill.pipeline.corpus_coco:CocoCorpus",
+    "webdataset": "fourmill.pipeline.corpus.webdataset:WebDatasetCorpus",
+    "folder": "fourmill.pipeline.corpus.folder:FolderCorpus",
+    "parquet": "fourmill.pipeline.corpus.parquet:ParquetCorpus",
+    "coco": "fourmill.pipeline.corpus.coco:CocoCorpus",
 }
 FORMATS = tuple(_FORMATS)
 

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from fourmill.pipeline.corpus import Corpus, Sample, stem_of, suffix_of
-from fourmill.pipeline.corpus_table import NotParquetError, open_parquet, parquet_batches
-from fourmill.pipeline.corpus_values import TEXT_FIELDS, bounded, clean_text, first_of, found, named, printable
+from fourmill.pipeline.corpus.table import NotParquetError, open_parquet, parquet_batches
+from fourmill.pipeline.corpus.values import TEXT_FIELDS, bounded, clean_text, first_of, found, named, printable
 from fourmill.pipeline.store import ObjectInfo
 
 _IMAGE_FIELDS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "content", "data")

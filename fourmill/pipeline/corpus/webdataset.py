@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from fourmill.pipeline.corpus import IMAGE_SUFFIXES, Corpus, Sample, is_hidden, open_binary, suffix_of
-from fourmill.pipeline.corpus_values import MAX_TEXT_BYTES, as_metadata, as_text, caption_in, found, printable
+from fourmill.pipeline.corpus.values import MAX_TEXT_BYTES, as_metadata, as_text, caption_in, found, printable
 from fourmill.pipeline.images import MAX_BYTES
 from fourmill.pipeline.store import ObjectInfo
 

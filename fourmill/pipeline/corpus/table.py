@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fourmill.pipeline.corpus import open_binary, suffix_of
-from fourmill.pipeline.corpus_values import MAX_TEXT_BYTES
+from fourmill.pipeline.corpus.values import MAX_TEXT_BYTES
 from fourmill.pipeline.store import ObjectInfo, Store
 
 TABLE_SUFFIXES = ("csv", "jsonl", "parquet")
