@@ -29,7 +29,7 @@ from helpers import (
 )
 
 from fourmill.pipeline.corpus import detect_format, open_corpus
-from fourmill.pipeline.corpus_values import KeyRegister, safe_key
+from fourmill.pipeline.corpus.values import KeyRegister, safe_key
 from fourmill.pipeline.ingest import ingest
 from fourmill.scenes import write_corpus
 

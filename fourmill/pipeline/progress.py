@@ -57,6 +57,7 @@ class Progress:
         }
         self._live: Any = None
         self._last = time.monotonic()
+        self._said: set[str] = set()
 
     def __enter__(self) -> Progress:
         if self.out.isatty() and self.stages:
@@ -100,9 +101,12 @@ class Progress:
             self._print()
 
     def _print(self) -> None:
+        """Lines that say something new; a finished stage is not repeated."""
         self._last = time.monotonic()
         for line in self._lines():
-            print(line, file=self.out, flush=True)
+            if line not in self._said:
+                print(line, file=self.out, flush=True)
+        self._said = set(self._lines())
 
     def _lines(self) -> Iterable[str]:
         for s in self.stages.values():

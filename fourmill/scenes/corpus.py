@@ -26,7 +26,7 @@ _INDEX_DIGITS = 4
 _QUALITY = 95
 
 
-def write_corpus(  # noqa: PLR0917 - the call mirrors the command line
+def write_corpus(
     out: str | Path,
     count: int,
     size: int,
@@ -67,7 +67,7 @@ def write_corpus(  # noqa: PLR0917 - the call mirrors the command line
             done.result()
 
 
-def _write_shard(folder: str, shard: int, indices: range, size: int, seed: int, truth: bool) -> None:  # noqa: PLR0917
+def _write_shard(folder: str, shard: int, indices: range, size: int, seed: int, truth: bool) -> None:
     stem = Path(folder) / f"{shard:05d}"
     rows = []
     partial = f"{stem}.tar.partial"
