@@ -52,23 +52,23 @@ RECIPES = {
     "rgb": Recipe(
         "pictures, uint8 (3, 128, 128)",
         {**_SMALL, "dim": 160, "decoder_blocks": 4, "latent_dim": 16, "codebook_size": 1024},
-        steps=2000,
+        steps=1030,
     ),
     "depth": Recipe(
         "metric depth, float32 (128, 128)",
         {**_SMALL, "latent_dim": 16, "codebook_size": 512},
-        steps=2000,
+        steps=1550,
         teacher={"output": "metric"},
     ),
     "semseg": Recipe(
         "class maps, uint8 (128, 128): " + ", ".join(CLASSES),
         {**_SMALL, "latent_dim": 16, "codebook_size": 512},
-        steps=2000,
+        steps=913,
     ),
     "clip": Recipe(
         "unit feature maps of the demo CLIP teacher, float32 (128, 8, 8)",
         {**_SMALL, "size": 8, "patch_size": 1, "decoder_blocks": 2, "latent_dim": 32, "codebook_size": 512},
-        steps=2000,
+        steps=1485,
     ),
 }
 
