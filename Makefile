@@ -33,9 +33,12 @@ format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Trains what ships in fourmill/demo/checkpoints again, from scenes: about an hour and a half on two cores.
+# Trains what ships in fourmill/demo/checkpoints again, from scenes: about an hour of CPU time (docs/demo-checkpoints.md).
 demo-checkpoints: venv
-	$(BIN)/python -m fourmill.demo.teachers
+	$(BIN)/python -m fourmill.demo.teachers depth --minutes 14
+	$(BIN)/python -m fourmill.demo.teachers semseg --minutes 8
+	$(BIN)/python -m fourmill.demo.teachers clip --minutes 6
+	$(BIN)/python -m fourmill.demo.teachers caption --minutes 9
 	$(BIN)/python -m fourmill.demo.tokenizers
 
 clean:

@@ -122,7 +122,7 @@ def _pretrain(config: Config) -> bool:
     assert config.pretrain is not None
     result = pretrain(config.dataset, config.pretrain, progress=print)
     print(result)
-    return all(loss < result.frequencies[name] for name, loss in result.held_out.items())
+    return result.beats_frequencies
 
 
 def _report(config: Config, folder: Path) -> None:

@@ -73,6 +73,22 @@ class PretrainResult:
     missing: dict[str, int]
     curve: list[dict[str, Any]]
 
+    @property
+    def beats_frequencies(self) -> bool:
+        """Whether the model is better than token frequencies in every modality."""
+        return all(loss < self.frequencies[name] for name, loss in self.held_out.items())
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.parameters / 1e6:.1f} M parameters, {self.steps} steps in {self.seconds:.0f} s "
+            f"({self.samples_per_s:.0f} samples/s); nats a token on {self.held_out_samples} held-out samples:"
+        )
+        lines = [
+            f"  {name:14} {loss:.3f}   (token frequencies {self.frequencies[name]:.3f})"
+            for name, loss in self.held_out.items()
+        ]
+        return "\n".join([head, *lines, f"checkpoint: {self.out}"])
+
 
 def pretrain(
     dataset: str, config: PretrainConfig, progress: Callable[[Progress], None] | None = None

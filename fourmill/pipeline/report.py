@@ -37,7 +37,7 @@ HEADINGS = {
     "decoded": "decoded from tokens",
     "predicted": "4M from RGB alone",
 }
-_PREDICTION_STEPS = 4  # passes to fill a grid, the most confident cells first
+_PREDICTION_STEPS = 1  # passes to fill a grid; for the demo's model more were no better (docs/LOG.md)
 _MEASURED = 64  # held-out samples that figures are taken over; the dozen shown are the first of them
 
 
@@ -247,7 +247,7 @@ def _page(
         measured=measures.table(samples),
         num_measured=len(samples),
         training=training,
-        samples=[_card(s, p) for s, p in zip(samples, painted, strict=True)],
+        samples=[_card(s, p) for s, p in zip(samples[: len(painted)], painted, strict=True)],
         headings=HEADINGS,
         sources=SOURCES,
     )
