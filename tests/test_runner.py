@@ -80,7 +80,7 @@ def test_sample_that_kills_its_worker_is_found_and_quarantined(tmp_path: Path) -
     assert all(r.startswith("killed its worker") for r in quarantine(dataset, "depth").values())
     assert verify(open_store(dataset), read_manifest(open_store(dataset))).ok
     others = {k: v for k, v in digests(dataset).items() if "shard-000001" not in k or k.startswith("crop_settings/")}
-    assert len(others) == 3 * 8 + 5  # all eight modalities of the three other shards; crops and ingest of this one
+    assert len(others) == 3 * 8 + 1  # all eight modalities of the three other shards, and this one's crops
     assert others.items() <= undisturbed(tmp_path).items()
 
 

@@ -31,6 +31,9 @@ def cluster(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     port, dashboard = _free_ports(2)
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     environment.pop("PYTHONPATH", None)
+    environment["PATH"] = (
+        f"{RAY.parent}{os.pathsep}{environment['PATH']}"  # `python` must be the one with the dependencies
+    )
     start = [
         str(RAY),
         "start",
