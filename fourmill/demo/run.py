@@ -63,7 +63,8 @@ class _Steps:
         print(f"\n$ {command}", flush=True)
         start = time.monotonic()
         result = step()
-        self.times.append((" ".join(command.split()[1:3]), time.monotonic() - start))
+        words = [w for w in command.split()[1:3] if w.isalpha()]  # "manifest verify", but not paths and options
+        self.times.append((" ".join(words), time.monotonic() - start))
         return result
 
     def summary(self) -> None:
