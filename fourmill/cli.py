@@ -27,6 +27,9 @@ Dataset = Annotated[str, typer.Argument(help="Dataset: a path or s3://bucket/pre
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
 def main(*first: str) -> NoReturn:
     """Run the command line; `first` stands before the arguments given (jobs put their command's name there).
 
@@ -37,9 +40,11 @@ def main(*first: str) -> NoReturn:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         result = app(args=[*first, *sys.argv[1:]], standalone_mode=False, prog_name="fourmill")
+        if result == _INTERRUPTED:  # typer has turned Ctrl-C into an exit code by now
+            _fail("interrupted; run the same command again to go on", _INTERRUPTED)
         sys.exit(result if isinstance(result, int) else 0)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; run the same command again to go on", 130)
+    except typer.Abort:
+        _fail("interrupted; run the same command again to go on", _INTERRUPTED)
     except Exception as error:
         if hasattr(error, "show") and hasattr(
             error, "exit_code"

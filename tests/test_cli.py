@@ -108,3 +108,21 @@ def test_catalogue_is_listed(tmp_path: Path) -> None:
     done = fourmill("modalities", cwd=tmp_path)
     assert "tok_depth" in done.stdout
     assert "per crop" in done.stdout
+
+
+def test_interrupt_says_how_to_go_on(tmp_path: Path, dataset: str) -> None:
+    import signal
+    import time
+
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(toys.config(dataset, gain=3.0, seconds=0.5)))))
+    code = "from fourmill.cli import main; main()"
+    command = [sys.executable, "-c", code, "pseudolabel", "--config", str(path)]
+    env = {**_env(), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    before = len(list(open_store(dataset).list("depth/")))
+    while len(list(open_store(dataset).list("depth/"))) == before:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert "interrupted; run the same command again to go on" in process.communicate(timeout=60)[1]
+    assert process.returncode == 130

@@ -264,10 +264,10 @@ class _Pools:
                 self.busy[call] = (name, actor, unit, span)
                 self.driver.progress.began(name)
                 working += 1
-            self.driver.progress.stages[name].workers = working + len(self.idle[name])
             if self.tight or not (self.driver.waiting[name] or working):
                 while self.idle[name]:
                     self.ray.kill(self.idle[name].pop())
+            self.driver.progress.stages[name].workers = working + len(self.idle[name])
 
     def _next_task(self, stage: str) -> tuple[Unit, tuple[int, int] | None] | None:
         for search in self.searches.values():
