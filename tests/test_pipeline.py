@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import toys
 
-from fourmill.config import Config, ConfigError
+from fourmill.config import Config, ConfigError, load_config
 from fourmill.pipeline.component import Batch
 from fourmill.pipeline.inspect import verify
 from fourmill.pipeline.manifest import read_manifest
@@ -75,6 +75,15 @@ def test_second_run_has_nothing_to_do(dataset: str) -> None:
     assert not again.plan.units
     assert again.manifest.snapshot == first.manifest.snapshot
     assert {i.name for i in open_store(dataset).list()} == before
+
+
+def test_resolved_configuration_lies_beside_what_it_made(tmp_path: Path, dataset: str) -> None:
+    run(config(dataset, gain=0.25))
+    store = open_store(dataset)
+    (name,) = [i.name for i in store.list("manifest/config-")]
+    path = tmp_path / "resolved.yaml"
+    path.write_bytes(store.get(name))
+    assert load_config(path) == config(dataset, gain=0.25)
 
 
 def test_fused_stage_without_stored_labels_makes_the_same_tokens(tmp_path: Path, dataset: str) -> None:

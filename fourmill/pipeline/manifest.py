@@ -6,6 +6,7 @@ snapshot they opened.
 
     manifest/000003.json                      root: format, corpus, lineage, one summary per modality
     manifest/table-<digest>.parquet           one row per (modality, shard): every record
+    manifest/config-<digest>.yaml             the resolved configuration of each run that made something
 """
 
 from __future__ import annotations

@@ -11,16 +11,17 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fourmill.config import Config, ConfigError
+from fourmill.config import Config, ConfigError, save_config
 from fourmill.pipeline.manifest import Manifest, read_manifest, update_manifest
 from fourmill.pipeline.plan import Plan, Stage, Unit, make_plan
 from fourmill.pipeline.progress import Progress
-from fourmill.pipeline.shards import Record, shard_name
+from fourmill.pipeline.shards import Record, digest, shard_name
 from fourmill.pipeline.store import Store, open_store
 from fourmill.pipeline.worker import SetupError, UnitResult, Worker, WorkerSpec
 
@@ -72,6 +73,8 @@ def run(config: Config, only: list[str] | None = None) -> RunReport:
     try:
         with Progress(plan) as progress:
             if plan.units:
+                resolved = save_config(config)
+                store.create(f"manifest/config-{digest(resolved)[:16]}.yaml", resolved)
                 _Driver(config, plan, progress, report, records).run()
     finally:
         report.seconds = time.monotonic() - start
@@ -83,14 +86,11 @@ def _publish(store: Store, plan: Plan, fresh: Mapping[tuple[str, int], Record]) 
     """A snapshot that selects, for every (modality, shard) of the plan that exists, the fingerprint the plan wants."""
 
     def change(old: Manifest) -> Manifest:
-        records = []
-        for (name, shard), fingerprint in plan.wanted.items():
-            known = old.records.get((name, shard))
-            if (name, shard) in fresh:
-                records.append(fresh[name, shard])
-            elif known is None or known.fingerprint != fingerprint:
-                records += _stored_record(store, name, shard, fingerprint)
-        return old.including(records, plan.lineages)
+        known = {place: record.fingerprint for place, record in old.records.items()}
+        unknown = [(*place, f) for place, f in plan.wanted.items() if place not in fresh and known.get(place) != f]
+        with ThreadPoolExecutor(16) as pool:  # after a kill there can be thousands, each a request
+            found = pool.map(lambda item: _stored_record(store, *item), unknown)
+            return old.including([*fresh.values(), *(r for records in found for r in records)], plan.lineages)
 
     return update_manifest(store, change)
 
