@@ -70,7 +70,9 @@ def read_manifest(store: Store, snapshot: int | None = None) -> Manifest:
         raise FileNotFoundError(f"no manifest {snapshot or ''} in {store.uri}: it has {have}")
     root = json.loads(store.get(_root_name(wanted)))
     check_format(root.get("format"), f"manifest {wanted} of {store.uri}")
-    table = pq.read_table(pa.BufferReader(store.get(root["table"]["name"])))
+    # Read without Arrow's thread pools: a short command that exits while they start has been seen to abort.
+    source = pa.BufferReader(store.get(root["table"]["name"]))
+    table = pq.ParquetFile(source, pre_buffer=False).read(use_threads=False)
     records = [_record(row) for row in table.to_pylist()]
     return Manifest(wanted, root["corpus"], {(r.modality, r.shard): r for r in records}, root["producers"])
 
