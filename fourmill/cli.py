@@ -46,9 +46,8 @@ def main(*first: str) -> NoReturn:
     except typer.Abort:
         _fail("interrupted; run the same command again to go on", _INTERRUPTED)
     except Exception as error:
-        if hasattr(error, "show") and hasattr(
-            error, "exit_code"
-        ):  # typer's own usage errors, whatever click it carries
+        # typer's own usage errors; it may carry a click of its own, whose classes cannot be named here
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()
             sys.exit(2)
         code = _exit_code(error)

@@ -121,11 +121,11 @@ class Worker:
         left = {m: f for m, f in unit.makes.items() if m not in {r.modality for r in adopted}}
         records = list(adopted)
         if left:
-            with_context = f"stage {unit.stage}, shard {unit.shard}"
             try:
                 keys, outputs = self._make(replace(unit, makes=left))
             except (ValueError, FileNotFoundError) as error:
-                raise type(error)(f"{with_context}: {error}") from error
+                kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+                raise kind(f"stage {unit.stage}, shard {unit.shard}: {error}") from error
             seconds = time.perf_counter() - start
             records += [self._commit(unit, m, f, keys, outputs, seconds) for m, f in left.items()]
         return UnitResult(unit, tuple(records), time.perf_counter() - start, tuple(self.notes))
