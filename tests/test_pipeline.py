@@ -168,10 +168,20 @@ def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path, dataset: str
 
 
 def test_failure_that_a_component_returns_carries_its_reason(tmp_path: Path) -> None:
-    dark = {i: toys.jpeg(toys.Image.new("RGB", (32, 32))) for i in (3,)}
-    dataset = toys.make_dataset(tmp_path, str(tmp_path / "d"), damaged=dark)
+    dark = toys.Image.new("RGB", (32, 32))
+    dark.paste((60, 60, 60), (0, 0, 16, 32))
+    dataset = toys.make_dataset(tmp_path, str(tmp_path / "d"), damaged={3: toys.jpeg(dark)})
     run(config(dataset))
     assert shards_of(dataset, "semseg")[0].quarantine == {"000000003": "all dark: nothing is above 100"}
+
+
+def test_constant_output_is_quarantined_once_and_what_reads_it_is_null(tmp_path: Path) -> None:
+    black = {3: toys.jpeg(toys.Image.new("RGB", (32, 32)))}
+    dataset = toys.make_dataset(tmp_path, str(tmp_path / "d"), damaged=black)
+    run(config(dataset))
+    assert shards_of(dataset, "depth")[0].quarantine == {"000000003": "constant output: every value is 0"}
+    assert shards_of(dataset, "semseg")[0].value(3) is None
+    assert shards_of(dataset, "semseg")[0].quarantine == {}
 
 
 def test_unusable_output_is_quarantined(dataset: str) -> None:

@@ -16,7 +16,7 @@ class CropSettingsConfig(LabelerConfig):
     """Filled in from the configuration's `crops` section."""
 
     crops: CropConfig
-    batch_size: int = 1024
+    batch_size: int | None = 1024
 
 
 class CropSettings(Labeler):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from fourmill.checkpoints import Checkpoint, resolve
 from fourmill.pipeline.geometry import Crop
@@ -32,7 +32,7 @@ class Batch:
     """B samples at one crop.
 
     `pixels`: uint8 (B, 3, S, S), the crop of each picture, for components that read `rgb`; else None.
-    `views`: for every other modality that the component reads, its B values (all present).
+    `views`: for every other modality that the component reads, its B values; those of `also_reads` may be None.
     `crops`: each sample's crop, for components that read `rgb`; `crop_index`: which of its crops this is.
     """
 
@@ -46,7 +46,7 @@ class Batch:
         return len(self.keys)
 
     def select(self, rows: Sequence[int]) -> Batch:
-        """The same batch with only these rows."""
+        """The same batch with only these rows; a row may come more than once."""
         return Batch(
             [self.keys[i] for i in rows],
             None if self.pixels is None else self.pixels[list(rows)],
@@ -63,8 +63,9 @@ class ComponentConfig(BaseModel):
 
     kind: str
     """Which class: a name in the table of labelers or tokenizers."""
-    batch_size: int = 32
-    """Samples per call; halved by the worker when the device runs out of memory. Not part of the fingerprint."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Samples per call; by default 16 on a CPU, and on a GPU as many as still gain speed. Halved when the device runs
+    out of memory. Not part of the fingerprint."""
 
 
 class Component(ABC):
@@ -77,6 +78,8 @@ class Component(ABC):
     """GPUs that it wants where there are any; the stage's configuration overrides it."""
     licence: ClassVar[str] = "Apache-2.0"
     """Licence of the code that it runs; that of the weights comes with the checkpoint."""
+    fixed_batches: bool = False
+    """Whether every call must have `batch_size` samples (a compiled network); the worker fills the last one up."""
 
     def __init__(self, name: str, config: ComponentConfig) -> None:
         self.name, self.config = name, config
@@ -94,6 +97,11 @@ class Component(ABC):
     @abstractmethod
     def spec(self, modality: str) -> Spec:
         """What readers must know of the values of one modality it makes (its `crops` is filled in by the stage)."""
+
+    @property
+    def also_reads(self) -> tuple[str, ...]:
+        """Modalities it takes into account where a sample has them; their absence stops nothing."""
+        return ()
 
     def lineage(self) -> dict[str, Any]:
         """Everything that determines the output besides the inputs: it goes into the fingerprint and the manifest."""

@@ -102,7 +102,7 @@ def _tally(units: Iterable[Unit]) -> list[tuple[str, int]]:
 
 def inputs_of(component: Component) -> tuple[str, ...]:
     """What a component needs; whoever reads pictures reads them through the recorded crops."""
-    reads = component.reads
+    reads = (*component.reads, *component.also_reads)
     return (*reads, "crop_settings") if "rgb" in reads and "crop_settings" not in reads else reads
 
 
@@ -164,7 +164,7 @@ def _components_in_order(parts: list[Component]) -> list[Component]:
     def visit(component: Component, path: tuple[str, ...]) -> None:
         if component.name in path:
             raise ConfigError(f"components read one another in a circle: {' -> '.join([*path, component.name])}")
-        for read in component.reads:
+        for read in (*component.reads, *component.also_reads):
             if read in makers and makers[read] is not component:
                 visit(makers[read], (*path, component.name))
         if component not in ordered:

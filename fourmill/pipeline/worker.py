@@ -7,28 +7,27 @@ takes its neighbours along. The same class runs inside a Ray actor and in the dr
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 
 from fourmill.labelers import LABELERS
 from fourmill.modalities import modality
-from fourmill.pipeline import codecs, images
+from fourmill.pipeline import codecs, conventions
+from fourmill.pipeline.batches import Batches
 from fourmill.pipeline.component import Batch, Component, Failure
-from fourmill.pipeline.geometry import Crop, CropConfig, apply_crop
+from fourmill.pipeline.decode import Picture, decoded
+from fourmill.pipeline.geometry import Crop, CropConfig
 from fourmill.pipeline.plan import Stage, Unit, content_of, inputs_of
-from fourmill.pipeline.shards import Record, Shard, commit, read_shard, record_of, shard_name, write_shard
+from fourmill.pipeline.shards import Record, Shard, Spec, commit, read_shard, record_of, shard_name, write_shard
 from fourmill.pipeline.store import Store, open_store
 from fourmill.tokenizers import TOKENIZERS
 from fourmill.tokenizers.base import Tokenizer
-
-log = logging.getLogger("fourmill.worker")
 
 
 class SetupError(RuntimeError):
@@ -64,12 +63,18 @@ class UnitResult:
     notes: tuple[str, ...] = ()
 
 
-@dataclass
 class _Outputs:
-    """Values being collected for one shard: `columns[modality][crop][row]`, encoded; reasons by modality and key."""
+    """Values being collected for one shard: `columns[modality][crop][row]`, and reasons by modality and key.
 
-    columns: dict[str, list[list[Any]]]
-    quarantine: dict[str, dict[str, str]] = field(default_factory=dict)
+    Values are checked and settled at once, since other components may read them, and encoded by `pool` meanwhile.
+    """
+
+    def __init__(
+        self, specs: Mapping[str, Spec], crops: Mapping[str, int], rows: int, pool: ThreadPoolExecutor
+    ) -> None:
+        self.specs, self.pool = specs, pool
+        self.columns: dict[str, list[list[Any]]] = {m: [[None] * rows for _ in range(crops[m])] for m in specs}
+        self.quarantine: dict[str, dict[str, str]] = {m: {} for m in specs}
 
     def put(self, name: str, crop: int, row: int, key: str, value: Any) -> Any:
         """Record one value; returns it as a reader would see it, or None if there is none."""
@@ -81,11 +86,19 @@ class _Outputs:
         entry = modality(name)
         try:
             settled = codecs.settle(entry, value)
-            self.columns[name][crop][row] = codecs.encode(entry, settled)
-        except (ValueError, TypeError) as error:
+            conventions.check(entry, self.specs[name], settled)
+        except conventions.ConventionError as error:
+            self.quarantine[name].setdefault(key, str(error))
+            return None
+        except (ValueError, TypeError, KeyError) as error:
             self.quarantine[name].setdefault(key, f"unusable output: {error}")
             return None
+        self.columns[name][crop][row] = self.pool.submit(codecs.encode, entry, settled)
         return settled
+
+    def encoded(self, name: str) -> list[list[Any]]:
+        """The modality's columns as they are stored."""
+        return [[v.result() if isinstance(v, Future) else v for v in column] for column in self.columns[name]]
 
 
 class Worker:
@@ -96,6 +109,8 @@ class Worker:
         self.store: Store = open_store(spec.dataset)
         self.notes: list[str] = []
         self.components = self._load()
+        self.specs = {m: c.spec(m) for c in self.components for m in c.makes}
+        self.pool = ThreadPoolExecutor(spec.threads)  # decodes pictures and encodes labels
 
     def _load(self) -> list[Component]:
         try:
@@ -104,6 +119,7 @@ class Worker:
             for component in components:
                 self._check_lineage(component)
                 component.load(device)
+            self.batches = {c.name: Batches(c, device, self.spec.crops.size) for c in components}
         except Exception as error:
             raise SetupError(f"stage {self.spec.stage}: {type(error).__name__}: {error}") from error
         return components
@@ -152,13 +168,15 @@ class Worker:
         for key, reason in unit.skip.items():
             for name in outputs.columns:
                 outputs.quarantine[name][key] = reason
-        chunk = max(c.config.batch_size for c in components)
-        chunks = [rows[i : i + chunk] for i in range(0, len(rows), chunk)]
-        for chunk_rows, pictures in self._decoded(chunks, inputs, components):
+        for chunk_rows, pictures in self._decoded(rows, inputs, components):
             once: dict[str, dict[int, Any]] = {}  # what has one value for all crops is made with the first
             for crop in range(self.spec.crops.count):
                 made = self._run_chunk(components, inputs, keys, chunk_rows, pictures, crop, outputs, once)
                 once = {m: values for m, values in made.items() if not modality(m).per_crop}
+        for component in components:
+            notes = self.batches[component.name].notes
+            self.notes += notes
+            notes.clear()
         return keys, outputs
 
     def _needed(self, makes: Mapping[str, str]) -> list[Component]:
@@ -166,7 +184,7 @@ class Worker:
         wanted, needed = set(makes), []
         for component in reversed(self.components):
             if wanted & set(component.makes):
-                wanted |= set(component.reads)
+                wanted |= {*component.reads, *component.also_reads}
                 needed.append(component)
         return needed[::-1]
 
@@ -175,45 +193,28 @@ class Worker:
         return sorted({m for c in components for m in inputs_of(c)} - made)
 
     def _blank(self, components: Sequence[Component], rows: int) -> _Outputs:
-        names = [m for c in components for m in c.makes]
-        crops = {m: self.spec.crops.count if modality(m).per_crop else 1 for m in names}
-        return _Outputs({m: [[None] * rows for _ in range(crops[m])] for m in names}, {m: {} for m in names})
+        specs = {m: self.specs[m] for c in components for m in c.makes}
+        crops = {m: self.spec.crops.count if modality(m).per_crop else 1 for m in specs}
+        return _Outputs(specs, crops, rows, self.pool)
 
     def _decoded(
-        self, chunks: list[list[int]], inputs: Mapping[str, Shard], components: Sequence[Component]
-    ) -> Iterator[tuple[list[int], dict[int, Any]]]:
-        """(rows, {row: list of uint8 (S, S, 3) per crop, or Failure}) for each chunk, decoding one chunk ahead."""
+        self, rows: list[int], inputs: Mapping[str, Shard], components: Sequence[Component]
+    ) -> Iterator[tuple[Sequence[int], Mapping[int, Picture]]]:
+        """The rows in chunks of the largest batch, each with its pictures if any component looks at them."""
+        size = max(self.batches[c.name].size for c in components)
+        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         if not any("rgb" in c.reads for c in components):
-            yield from ((rows, {}) for rows in chunks)
-            return
-        with ThreadPoolExecutor(1) as ahead:
-            waiting = [ahead.submit(self._decode, rows, inputs) for rows in chunks[:1]]
-            for index, rows in enumerate(chunks):
-                pictures = waiting.pop().result()
-                waiting = [ahead.submit(self._decode, more, inputs) for more in chunks[index + 1 : index + 2]]
-                yield rows, pictures
-
-    def _decode(self, rows: Sequence[int], inputs: Mapping[str, Shard]) -> dict[int, Any]:
-        pictures: dict[int, Any] = {}
-        for row in rows:
-            data = inputs["rgb"].value(row)
-            crops = [inputs["crop_settings"].value(row, c) for c in range(self.spec.crops.count)]
-            if data is None or any(c is None for c in crops):
-                continue  # quarantined at ingest
-            try:
-                image = images.decode(data)
-                pictures[row] = [apply_crop(image, Crop(*map(int, c)), self.spec.crops.size) for c in crops]
-            except images.BadImageError as error:
-                pictures[row] = Failure(str(error))
-        return pictures
+            return ((chunk, {}) for chunk in chunks)
+        crops = self.spec.crops
+        return decoded(chunks, inputs["rgb"], inputs["crop_settings"], crops.count, crops.size, self.pool)
 
     def _run_chunk(
         self,
         components: Sequence[Component],
         inputs: Mapping[str, Shard],
         keys: list[str],
-        rows: list[int],
-        pictures: Mapping[int, Any],
+        rows: Sequence[int],
+        pictures: Mapping[int, Picture],
         crop: int,
         outputs: _Outputs,
         once: Mapping[str, dict[int, Any]],
@@ -222,18 +223,21 @@ class Worker:
         for component in components:
             if all(m in once for m in component.makes):
                 continue
-            views = {m: made[m] if m in made else _view(inputs[m], rows, crop) for m in component.reads if m != "rgb"}
-            ready = [r for r in rows if all(v.get(r) is not None for v in views.values())]
+            wanted = [m for m in (*component.reads, *component.also_reads) if m != "rgb"]
+            views = {m: made[m] if m in made else _view(inputs[m], rows, crop) for m in wanted}
+            needed = [m for m in component.reads if m != "rgb"]
+            ready = [r for r in rows if all(views[m].get(r) is not None for m in needed)]
             if "rgb" in component.reads:
                 for row in (r for r in ready if isinstance(pictures.get(r), Failure)):
                     for name in component.makes:
                         outputs.put(name, crop, row, keys[row], pictures[row])
                 ready = [r for r in ready if isinstance(pictures.get(r), list)]
             made.update({m: {} for m in component.makes})
-            for start in range(0, len(ready), component.config.batch_size):
-                part = ready[start : start + component.config.batch_size]
+            batches = self.batches[component.name]
+            while ready:
+                part, ready = ready[: batches.size], ready[batches.size :]
                 batch = self._batch(component, inputs, keys, part, pictures, views, crop)
-                for name, values in self._run_batch(component, batch).items():
+                for name, values in batches.run(batch).items():
                     for row, value in zip(part, values, strict=True):
                         made[name][row] = outputs.put(name, crop, row, keys[row], value)
         return made
@@ -244,40 +248,24 @@ class Worker:
         inputs: Mapping[str, Shard],
         keys: list[str],
         rows: list[int],
-        pictures: Mapping[int, Any],
+        pictures: Mapping[int, Picture],
         views: Mapping[str, Mapping[int, Any]],
         crop: int,
     ) -> Batch:
         pixels, crops = None, []
         if "rgb" in component.reads:
-            pixels = np.stack([pictures[r][crop] for r in rows]).transpose(0, 3, 1, 2)
+            found = [cast(list[np.ndarray], pictures[r]) for r in rows]
+            pixels = np.stack([p[crop] for p in found]).transpose(0, 3, 1, 2)
             crops = [Crop(*map(int, inputs["crop_settings"].value(r, crop))) for r in rows]
-        return Batch([keys[r] for r in rows], pixels, {m: [v[r] for r in rows] for m, v in views.items()}, crops, crop)
-
-    def _run_batch(self, component: Component, batch: Batch) -> dict[str, list[Any]]:
-        """Run a batch; out of memory halves it, any other exception is pinned on the sample that raises it alone."""
-        try:
-            made = component.run(batch)
-            if any(len(values) != len(batch) for values in made.values()):
-                raise ValueError(
-                    f"{component.name} returned { ({m: len(v) for m, v in made.items()}) } for {len(batch)}"
-                )
-            return made
-        except Exception as error:
-            if len(batch) == 1:
-                log.warning("%s failed on %s: %s", component.name, batch.keys[0], error, exc_info=True)
-                return {m: [Failure(f"{type(error).__name__}: {error}")] for m in component.makes}
-            parts = _halves(len(batch)) if _out_of_memory(error) else [[i] for i in range(len(batch))]
-            self.notes.append(f"{component.name}: batch of {len(batch)} split after {type(error).__name__}: {error}")
-        results = [self._run_batch(component, batch.select(rows)) for rows in parts]
-        return {m: [v for r in results for v in r[m]] for m in component.makes}
+        seen = {m: [v.get(r) for r in rows] for m, v in views.items()}
+        return Batch([keys[r] for r in rows], pixels, seen, crops, crop)
 
     def _commit(
         self, unit: Unit, name: str, fingerprint: str, keys: list[str], outputs: _Outputs, seconds: float
     ) -> Record:
         component = next(c for c in self.components if name in c.makes)
-        columns = outputs.columns[name]
-        spec = replace(component.spec(name), crops=len(columns))
+        columns = outputs.encoded(name)
+        spec = replace(self.specs[name], crops=len(columns))
         lineage = self.spec.lineages[component.name]
         data = write_shard(name, unit.shard, fingerprint, keys, columns, spec, lineage, outputs.quarantine[name])
         return commit(self.store, data, {"seconds": round(seconds, 3)})
@@ -315,17 +303,3 @@ def _view(shard: Shard, rows: Sequence[int], crop: int) -> dict[int, Any]:
     """Decoded values by row, for the rows asked for; modalities without crops have one value for all crops."""
     index = crop if shard.entry.per_crop else 0
     return {row: shard.value(row, index) for row in rows}
-
-
-def _halves(count: int) -> list[list[int]]:
-    return [list(range(count // 2)), list(range(count // 2, count))]
-
-
-def _out_of_memory(error: Exception) -> bool:
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return True
-    return False
