@@ -1,4 +1,4 @@
-"""Naming weights: `demo:depth` (ships with Fourmill), a local folder, `s3://…`, or a hub id, optionally `id@revision`.
+"""Naming weights: `demo:depth` (ships with Fourmill), a local folder or file, `s3://…`, or a hub id (`id@revision`).
 
 A checkpoint's digest is part of the fingerprint of everything made with it, so changed weights mean new work.
 """
@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,10 +32,16 @@ class Checkpoint:
 
     @property
     def is_local(self) -> bool:
-        return Path(self.location).is_dir()
+        return Path(self.location).exists()
 
     def lineage(self) -> dict[str, str]:
         return {"reference": self.reference, "digest": self.digest, "licence": self.licence}
+
+
+def is_non_commercial(licence: str) -> bool:
+    """Whether a licence forbids commercial use, as far as its name tells: CC-BY-NC, 'research', 'non-commercial'."""
+    words = re.split(r"[^a-z]+", licence.lower())
+    return bool({"nc", "noncommercial", "research"} & set(words)) or "non-commercial" in licence.lower()
 
 
 def resolve(reference: str) -> Checkpoint:
@@ -43,8 +50,11 @@ def resolve(reference: str) -> Checkpoint:
         return _local(reference, DEMO_FOLDER / reference.removeprefix("demo:"))
     if reference.startswith("s3://"):
         return _local(reference, _download(reference))
-    if Path(reference).expanduser().is_dir():
-        return _local(reference, Path(reference).expanduser().absolute())
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return _local(reference, path.absolute())
+    if path.is_file():
+        return Checkpoint(reference, str(path.absolute()), None, _file_digest(path), _licence(path.parent))
     if reference.startswith((".", "/", "~")) or reference.count("/") != 1:
         raise ValueError(f"no checkpoint at {reference!r}: not a folder, and a hub id would be 'owner/name'")
     return _hub(reference)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import toys
 
+from fourmill.checkpoints import is_non_commercial
 from fourmill.config import Config, ConfigError, load_config
 from fourmill.pipeline.component import Batch
 from fourmill.pipeline.inspect import verify
@@ -270,3 +271,20 @@ def test_verify_finds_changed_missing_and_misaligned_objects(dataset: str) -> No
         f"{names[1]}: the object is gone",
     ]
     assert parse_name(names[0]) is not None
+
+
+@pytest.mark.parametrize(
+    ("licence", "bound"),
+    [
+        ("cc-by-nc-4.0", True),
+        ("CC-BY-NC-SA 4.0", True),
+        ("apple-amlr (research)", True),
+        ("NVIDIA non-commercial", True),
+        ("apache-2.0", False),
+        ("mit", False),
+        ("agency-licence-2.0", False),
+        ("unknown", False),
+    ],
+)
+def test_non_commercial_licences_are_known_by_their_name(licence: str, bound: bool) -> None:
+    assert is_non_commercial(licence) is bound

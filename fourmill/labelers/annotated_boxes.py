@@ -23,7 +23,7 @@ class AnnotatedBoxesConfig(LabelerConfig):
 
 
 class AnnotatedBoxes(Labeler):
-    """`det`: the annotated objects that are at least partly in the crop, boxes clipped to it."""
+    """`det`: the annotated objects that are at least partly in the crop, boxes clipped to it, best score first."""
 
     Config: ClassVar[type[ComponentConfig]] = AnnotatedBoxesConfig
     config: AnnotatedBoxesConfig
@@ -53,6 +53,8 @@ class AnnotatedBoxes(Labeler):
         except (KeyError, TypeError, ValueError) as error:
             return Failure(f"bad annotation: {self.config.field} is not a list of {{box, class_name}}: {error}")
         moved, inside = crop.boxes(boxes, source["height"], source["width"])
-        rounded = np.round(moved, 6).tolist()
-        objects = zip(rounded, names, scores, inside, strict=True)
-        return [{"box": b, "class_name": n, "score": s} for b, n, s, keep in objects if keep]
+        rounded = np.round(moved, 6)
+        inside &= (rounded[:, 2] > rounded[:, 0]) & (rounded[:, 3] > rounded[:, 1])
+        objects = zip(rounded.tolist(), names, scores, inside, strict=True)
+        kept = [{"box": b, "class_name": n, "score": s} for b, n, s, keep in objects if keep]
+        return sorted(kept, key=lambda item: -item["score"])

@@ -41,6 +41,11 @@ class Batches:
         self.size = fastest(run)
         self.notes.append(f"{self.component.name}: batches of {self.size} are fastest on this device")
 
+    def take_notes(self) -> list[str]:
+        """What was unusual since the last call."""
+        taken, self.notes = self.notes, []
+        return taken
+
     def run(self, batch: Batch) -> dict[str, list[Any]]:
         """For each modality that the component makes, one value, Failure or None for each sample of the batch."""
         made: dict[str, list[Any]] = {m: [] for m in self.component.makes}

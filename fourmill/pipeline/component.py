@@ -106,7 +106,8 @@ class Component(ABC):
     def lineage(self) -> dict[str, Any]:
         """Everything that determines the output besides the inputs: it goes into the fingerprint and the manifest."""
         fields = self.config.model_dump(mode="json", exclude={"batch_size"})
-        return {"class": type(self).__qualname__, "version": self.version, "config": fields}
+        maker = {"class": type(self).__qualname__, "version": self.version, "licence": self.licence}
+        return {**maker, "config": fields}
 
     def load(self, device: str) -> None:  # noqa: B027  (most classical components have nothing to load)
         """Load weights onto `device` ('cpu', 'cuda:0'); once per worker."""
@@ -118,12 +119,16 @@ class Component(ABC):
         An exception condemns the batch, not the shard: the worker tries its samples one by one.
         """
 
+    def take_notes(self) -> list[str]:
+        """What was unusual since the last call, for the run's report: things dropped, and how many."""
+        return []
+
 
 class PretrainedConfig(ComponentConfig):
     """Configuration of a component with weights or a vocabulary."""
 
     checkpoint: str
-    """Hub id (optionally `@revision`), local folder, s3:// URI, or `demo:NAME`."""
+    """Hub id (optionally `@revision`), local folder or file of weights, s3:// URI, or `demo:NAME`."""
 
 
 class Pretrained(Component):

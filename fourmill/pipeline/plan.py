@@ -238,11 +238,12 @@ def _chosen(stages: tuple[Stage, ...], only: Iterable[str] | None) -> tuple[Stag
 
 
 def content_of(lineage: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a lineage that determines the output: a checkpoint counts by digest, not by where it lay.
+    """The part of a lineage that determines the output: licences do not, and a checkpoint counts by digest, not by
+    where it lay.
 
     This is also all that goes into a shard object, so that its bytes name no one's folders.
     """
-    content = dict(lineage)
+    content = {name: value for name, value in lineage.items() if name != "licence"}
     if "checkpoint" in content:
         content["checkpoint"] = content["checkpoint"]["digest"]
     return content

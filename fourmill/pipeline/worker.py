@@ -174,9 +174,7 @@ class Worker:
                 made = self._run_chunk(components, inputs, keys, chunk_rows, pictures, crop, outputs, once)
                 once = {m: values for m, values in made.items() if not modality(m).per_crop}
         for component in components:
-            notes = self.batches[component.name].notes
-            self.notes += notes
-            notes.clear()
+            self.notes += [*self.batches[component.name].take_notes(), *component.take_notes()]
         return keys, outputs
 
     def _needed(self, makes: Mapping[str, str]) -> list[Component]:
