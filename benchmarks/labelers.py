@@ -40,7 +40,11 @@ Loop = Callable[[torch.Tensor], Any]  # uint8 (B, 3, S, S) -> labels
 DEMO: dict[str, dict[str, Any]] = {
     "depth": {"checkpoint": "demo:depth", "output": "metric"},
     "normal": {"checkpoint": "demo:normal"},
-    "segmentation": {"checkpoint": "demo:panoptic", "outputs": ["semseg", "panoptic", "instance"]},
+    "segmentation": {
+        "checkpoint": "demo:panoptic",
+        "outputs": ["semseg", "panoptic", "instance"],
+        "stuff": ["floor", "wall"],
+    },
     "detection": {"checkpoint": "demo:detection"},
     "clip": {"checkpoint": "demo:clip"},
     "sam": {"checkpoint": "demo:sam"},

@@ -51,7 +51,7 @@ def _segmentation(folder: Path) -> dict[str, Any]:
     from transformers import Mask2FormerImageProcessor
 
     _hub("mask2former-swin-b", Mask2FormerImageProcessor(size={"height": 384, "width": 384}), folder)
-    return {"outputs": ["semseg", "panoptic", "instance"]}
+    return {"outputs": ["semseg", "panoptic", "instance"], "stuff": []}
 
 
 def _detection(folder: Path) -> dict[str, Any]:

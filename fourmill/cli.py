@@ -21,6 +21,8 @@ manifest_app = typer.Typer(no_args_is_help=True, help="Look into a dataset throu
 app.add_typer(manifest_app, name="manifest")
 labelers_app = typer.Typer(invoke_without_command=True, help="The teachers: what can be named, at what cost; try one.")
 app.add_typer(labelers_app, name="labelers")
+evaluate_app = typer.Typer(no_args_is_help=True, help="Measure what a dataset holds against truth.")
+app.add_typer(evaluate_app, name="evaluate")
 
 ConfigOption = Annotated[str, typer.Option("--config", "-c", help="YAML configuration.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: a.b=value.")]
@@ -183,6 +185,32 @@ def pretrain(config: ConfigOption, overrides: Overrides = None) -> int:
     return 0
 
 
+@evaluate_app.command("labels")
+def evaluate_labels(
+    dataset: Dataset,
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            help="Tars of `scenes --truth`, COCO annotations, or an NYUv2 folder; else scenes rendered again."
+        ),
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Only these modalities: depth,normal,…")] = None,
+    count: Annotated[int | None, typer.Option(help="Only the first samples that have truth.", min=1)] = None,
+    out: Annotated[str | None, typer.Option("-o", "--out", help="HTML page with the worst labels pictured.")] = None,
+    depth_unit: Annotated[float, typer.Option(help="16-bit depth: units in a metre (1000: millimetres).")] = 1000.0,
+    eigen_crop: Annotated[bool, typer.Option(help="480 x 640 depth counts inside Eigen's crop only.")] = True,
+    as_json: AsJson = False,
+) -> int:
+    """Figures of every teacher's labels against truth. Exit code 1 if nothing could be compared.
+
+    fourmill evaluate labels runs/demo/dataset --truth runs/demo/corpus -o labels.html
+    """
+    from fourmill.evaluate.command import run_evaluate_labels
+
+    names = labels.split(",") if labels else None
+    return run_evaluate_labels(dataset, truth, names, count, out, as_json, depth_unit, eigen_crop)
+
+
 @app.command()
 def report(
     dataset: Dataset,
@@ -193,6 +221,9 @@ def report(
         str | None, typer.Option("--config", "-c", help="Configuration with the tokenizers, to decode tokens.")
     ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="A trained 4M, to show what it predicts from RGB.")] = None,
+    truth: Annotated[
+        str | None, typer.Option(help="Truth as of `evaluate labels`; else scenes rendered again.")
+    ] = None,
     count: Annotated[int, typer.Option(help="Samples shown.", min=1)] = 12,
 ) -> int:
     """Write one self-contained page: samples, labels, labels decoded from their tokens, predictions, figures."""
@@ -200,7 +231,7 @@ def report(
     from fourmill.pipeline.report import write_report
 
     loaded = load_config(config, [f"dataset={dataset}"]) if config else None
-    page, sheet = write_report(dataset, out, loaded, checkpoint, count)
+    page, sheet = write_report(dataset, out, loaded, checkpoint, count, truth=truth)
     print(f"report: {page}\ncontact sheet: {sheet}")
     return 0
 

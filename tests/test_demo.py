@@ -33,7 +33,8 @@ def test_demo_makes_every_modality_and_a_sound_manifest(demo: Path) -> None:
     store = open_store(demo / "dataset")
     manifest = read_manifest(store)
     ingested = ["rgb", "alt_text", "source", "crop_settings"]
-    labels = ["depth", "semseg", "clip", "clip_global", "caption", "det"]
+    segments = ["panoptic", "instance", "sam_instance"]
+    labels = ["depth", "normal", "semseg", *segments, "det", "clip", "clip_global", "caption"]
     tokens = ["tok_rgb", "tok_depth", "tok_semseg", "tok_clip", "tok_alt_text", "tok_caption", "tok_det"]
     assert manifest.modalities == sorted([*ingested, *labels, *tokens])
     assert {r.present for r in manifest.records.values()} == {40}
@@ -47,9 +48,14 @@ def test_report_is_one_page_with_pictures_and_figures_and_fetches_nothing(demo: 
     assert len(pictures) > 4 * 12  # more than four pictures a sample
     assert sizes == {(128, 128), (256, 256)}  # boxes are drawn at twice the size
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
-    for words in ("AbsRel", "mIoU", "token frequencies", "4M from RGB alone", "Lineage"):
+    teachers = ("depth", "normal", "semseg", "panoptic", "detection", "sam", "caption", "clip")
+    for words in ("Labels against truth", *(f"demo:{name}" for name in teachers)):
         assert words in page
-    assert Image.open(demo / "report.png").size[0] > 1000
+    for words in ("AbsRel", "mIoU", "PQ", "AP50", "best-mask IoU", "phrase F1", "image to text r1"):
+        assert words in page
+    for words in ("The worst labels", "token frequencies", "4M from RGB alone", "Lineage"):
+        assert words in page
+    assert Image.open(demo / "report.png").size[0] > 2000  # a column for every label, and most in three ways
 
 
 def test_corpus_text_is_escaped_in_the_report(tmp_path: Path) -> None:

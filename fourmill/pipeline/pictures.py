@@ -1,14 +1,21 @@
-"""Pictures of labels as people expect them: depth in false colour, classes in a palette, features by their principal
-axes, boxes drawn on the image. All return uint8 (H, W, 3)."""
+"""Pictures of labels as people expect them: depth in false colour, normals in their usual colour code, classes in a
+palette, features by their principal axes, boxes and masks drawn on the image. All return uint8 (H, W, 3)."""
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+import textwrap
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from fourmill.pipeline import masks
+
+_NAMED = 0.3  # score of boxes from which on they are likely meant
+_BLANK = 205  # grey of pixels of which nothing is known
 
 
 def depth_picture(depth: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -17,6 +24,24 @@ def depth_picture(depth: np.ndarray, low: float, high: float) -> np.ndarray:
 
     level = np.clip((depth - low) / max(high - low, 1e-9), 0, 1)
     return (colormaps["turbo"](1.0 - level)[..., :3] * 255).astype(np.uint8)
+
+
+def normal_picture(normal: np.ndarray) -> np.ndarray:
+    """Unit normals (3, H, W), x right, y down, z forward, in the colour code of normal maps: (n + 1) / 2 with red to
+    the right, green up and blue towards the viewer; a floor is green, a wall ahead light blue. Unknown is grey."""
+    x, y, z = normal
+    colours = (np.stack([x, -y, -z], axis=-1) + 1) / 2
+    colours[~normal.any(axis=0)] = _BLANK / 255
+    return (np.clip(colours, 0, 1) * 255).astype(np.uint8)
+
+
+def error_picture(error: np.ndarray, high: float, known: np.ndarray) -> np.ndarray:
+    """An error (H, W) from 0 (black) to `high` (yellow) in matplotlib's 'inferno'; grey where nothing is `known`."""
+    from matplotlib import colormaps
+
+    colours = (colormaps["inferno"](np.clip(error / high, 0, 1))[..., :3] * 255).astype(np.uint8)
+    colours[~known] = _BLANK
+    return colours
 
 
 def class_picture(ids: np.ndarray) -> np.ndarray:
@@ -57,17 +82,79 @@ def _unit(features: np.ndarray) -> np.ndarray:
 
 
 def box_picture(image: np.ndarray, objects: Sequence[dict[str, Any]], zoom: int = 2) -> np.ndarray:
-    """The image, dimmed, with each object's box and class name."""
+    """The image, dimmed, with each object's box, fainter the lower its score, and the names of those above 0.3."""
     height, width = image.shape[:2]
     pale = (image.astype(np.float32) * 0.55 + 40).astype(np.uint8)
     canvas = Image.fromarray(pale).resize((width * zoom, height * zoom), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(canvas)
-    for item in objects:
+    for item in sorted(objects, key=lambda o: float(o.get("score", 1.0))):  # the best on top
+        score = float(item.get("score", 1.0))
         x0, y0, x1, y1 = (v * s * zoom for v, s in zip(item["box"], (width, height, width, height), strict=True))
         x0, x1, y0, y1 = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
-        draw.rectangle([x0, y0, x1, y1], outline=(255, 220, 40), width=2)
-        draw.text((x0 + 3, y0 + 1), str(item["class_name"]), fill=(255, 255, 255))
+        strength = min(max(score, 0.0), 1.0)
+        colour = tuple(round(strength * c + (1 - strength) * 130) for c in (255, 220, 40))
+        draw.rectangle([x0, y0, x1, y1], outline=colour, width=2 if score > _NAMED else 1)
+        if score > _NAMED:
+            draw.text((x0 + 3, y0 + 1), str(item["class_name"]), fill=(255, 255, 255))
     return np.asarray(canvas)
+
+
+def segments_picture(image: np.ndarray, segments: Sequence[Mapping[str, Any]], zoom: int = 2) -> np.ndarray:
+    """The image, grey, under the masks of segments: a colour for each class, shaded apart where a class comes again,
+    with its name; masks without classes each in a colour of their own. Earlier segments lie on top."""
+    grey = np.repeat(image.mean(axis=2, keepdims=True) * 0.6 + 70, 3, axis=2)
+    canvas = grey.copy()
+    again: dict[str, int] = {}
+    layers = []
+    for number, segment in enumerate(segments):
+        name = str(segment.get("class_name", ""))
+        again[name] = again.get(name, 0) + 1
+        layers.append((masks.decode(segment["mask"]), _segment_colour(name, number if not name else again[name] - 1)))
+    for mask, colour in reversed(layers):
+        canvas[mask] = 0.35 * grey[mask] + 0.65 * colour
+        canvas[mask & ~_eroded(mask)] = 0.25 * colour
+    height, width = image.shape[:2]
+    picture = Image.fromarray(canvas.astype(np.uint8)).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(picture)
+    for segment, (mask, _) in zip(segments, layers, strict=True):
+        if segment.get("class_name") and mask.mean() > 0.01:
+            draw.text(
+                _inside(mask, zoom),
+                str(segment["class_name"]),
+                fill=(255, 255, 255),
+                anchor="mm",
+                stroke_width=1,
+                stroke_fill=(0, 0, 0),
+            )
+    return np.asarray(picture)
+
+
+def _segment_colour(name: str, number: int) -> np.ndarray:
+    """A hue from the name (the same everywhere) and a brightness from the number; without a name a hue from it."""
+    hue = zlib.crc32(name.encode()) / 2**32 if name else 0.02 + 0.618034 * number
+    value = 0.95 - 0.22 * (number % 3) if name else 0.92
+    return np.array(colorsys.hsv_to_rgb(hue % 1, 0.75, value)) * 255
+
+
+def _inside(mask: np.ndarray, zoom: int) -> tuple[int, int]:
+    """x, y of the pixel of the mask that is nearest to its middle."""
+    rows, columns = np.nonzero(mask)
+    nearest = int(np.argmin((rows - np.median(rows)) ** 2 + (columns - np.median(columns)) ** 2))
+    return int(columns[nearest]) * zoom, int(rows[nearest]) * zoom
+
+
+def _eroded(mask: np.ndarray) -> np.ndarray:
+    """The mask without its border of one pixel."""
+    inner = np.pad(mask, 1, mode="edge")
+    return mask & inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
+
+
+def text_picture(text: str, size: int = 144) -> np.ndarray:
+    """A few words on white, wrapped; what does not fit is cut off with dots."""
+    picture = Image.new("RGB", (size, size), (255, 255, 255))
+    lines = textwrap.wrap(text, max(size // 6, 8), max_lines=size // 15, placeholder=" …")
+    ImageDraw.Draw(picture).text((6, 6), "\n".join(lines), fill=(30, 30, 30), spacing=5)
+    return np.asarray(picture)
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], headings: Sequence[str], cell: int = 112) -> Image.Image:

@@ -139,8 +139,8 @@ def _component(section: str, registry: Any, name: str, options: Mapping[str, Any
     try:
         built: Component = registry.build(name, options[name] or {})
         built.lineage()  # resolves the checkpoint, so that a wrong path is found before anything runs
-        for made in built.makes:
-            modality(made)
+        if len({modality(made).per_crop for made in built.makes}) > 1:
+            raise ValueError(f"makes {', '.join(built.makes)}: some have a value per crop, some one per sample")
     except ValueError as error:
         raise ConfigError(f"{section}.{name}: {error}") from error
     return built

@@ -1,15 +1,15 @@
 """The report: one self-contained HTML page and one contact sheet that show whether a dataset makes sense.
 
 For a dozen held-out samples: the picture, each label, the label decoded back from its tokens, what a trained 4M
-predicts from RGB alone, and, for scenes, the truth. Everything from the corpus is escaped; nothing is fetched.
+predicts from RGB alone, and, where it is known, the truth; and how good labels, tokens and predictions are in figures.
+Everything from the corpus is escaped; nothing is fetched.
 """
 
 from __future__ import annotations
 
-import base64
-import io
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,32 @@ import numpy as np
 from PIL import Image
 
 from fourmill.config import Config
+from fourmill.evaluate.labels import crop_size, evaluate_labels
+from fourmill.evaluate.page import section, true_objects, true_segments
+from fourmill.evaluate.truth import PARTS, Truth, TruthSource, open_truth
 from fourmill.pipeline import images, measures
 from fourmill.pipeline.geometry import Crop, apply_crop
 from fourmill.pipeline.inspect import ModalitySummary, summarise
 from fourmill.pipeline.manifest import Manifest, read_manifest
-from fourmill.pipeline.pictures import FeaturePainter, box_picture, class_picture, contact_sheet, depth_picture
+from fourmill.pipeline.page import data_uri, rendered, whole_page
+from fourmill.pipeline.pictures import (
+    FeaturePainter,
+    box_picture,
+    class_picture,
+    contact_sheet,
+    depth_picture,
+    normal_picture,
+    segments_picture,
+    text_picture,
+)
 from fourmill.pipeline.shards import read_shard
 from fourmill.pipeline.splits import is_held_out
 from fourmill.pipeline.store import Store, open_store
 from fourmill.tokenizers import TOKENIZERS
 
-LABELS = ("depth", "semseg", "clip", "det", "caption", "alt_text")
-PICTURED = ("rgb", "depth", "semseg", "clip", "det")
+SEGMENTS = ("panoptic", "instance", "sam_instance")
+PICTURED = ("rgb", "depth", "normal", "semseg", *SEGMENTS, "det", "clip")
+LABELS = (*PICTURED[1:], "caption", "alt_text")
 SOURCES = ("truth", "label", "decoded", "predicted")
 HEADINGS = {
     "truth": "truth",
@@ -37,15 +51,18 @@ HEADINGS = {
     "decoded": "decoded from tokens",
     "predicted": "4M from RGB alone",
 }
+_NOT_ON_SHEET = {("instance", "truth"), ("det", "truth"), ("sam_instance", "truth")}  # the sheet would be too wide
 _PREDICTION_STEPS = 1  # passes to fill a grid; for the demo's model more were no better (docs/LOG.md)
 _MEASURED = 64  # held-out samples that figures are taken over; the dozen shown are the first of them
 
 
 @dataclass
 class SampleViews:
-    """All views of one sample: `values[modality][source]`, sources as in `SOURCES`; `rgb` is uint8 (S, S, 3)."""
+    """All views of one sample at its first crop: `values[modality][source]`, sources as in `SOURCES`; `rgb` is uint8
+    (S, S, 3)."""
 
     key: str
+    crop: Crop
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def get(self, modality: str, source: str) -> Any:
@@ -57,16 +74,24 @@ class SampleViews:
 
 
 def write_report(
-    dataset: str, out: str | Path, config: Config | None = None, checkpoint: str | None = None, count: int = 12
+    dataset: str,
+    out: str | Path,
+    config: Config | None = None,
+    checkpoint: str | None = None,
+    count: int = 12,
+    truth: str | None = None,
 ) -> tuple[Path, Path]:
     """Write the page at `out` and the contact sheet beside it; returns both paths.
 
     Tokens are decoded if `config` names their tokenizers; predictions are shown if `checkpoint` is a trained 4M.
+    `truth`: where it lies; without it, that of scenes.
     """
     store = open_store(dataset)
     manifest = read_manifest(store)
-    samples = collect(store, manifest, checkpoint, max(count, _MEASURED))
-    _add_truth(samples)
+    wanted = _held_out(checkpoint)
+    samples = collect(store, manifest, wanted, max(count, _MEASURED))
+    source = open_truth(truth)
+    _add_truth(samples, source)
     decoders = _decoders(config)
     _add_decoded(samples, decoders)
     if checkpoint:
@@ -76,13 +101,20 @@ def write_report(
     sheet = page.with_suffix(".png")
     painted = _paint(samples[:count], samples)
     _sheet(painted).save(sheet)
-    page.write_text(_page(dataset, manifest, samples, painted, _training(checkpoint)), encoding="utf-8")
+    against_truth = _labels_section(dataset, truth, source, wanted)
+    body = _body(dataset, manifest, samples, painted, _training(checkpoint), against_truth)
+    page.write_text(whole_page("Fourmill report", body), encoding="utf-8")
     return page, sheet
 
 
-def collect(store: Store, manifest: Manifest, checkpoint: str | None, count: int) -> list[SampleViews]:
-    """The first `count` samples that training never saw (any, if nothing was trained), with labels and tokens."""
-    wanted = _held_out(checkpoint)
+def _labels_section(dataset: str, truth: str | None, source: TruthSource, wanted: Callable[[str], bool]) -> Any:
+    """The figures of labels, and the worst of them; nothing if there is no truth."""
+    evaluation = evaluate_labels(dataset, truth, count=_MEASURED, wanted=wanted)
+    return section(evaluation, source) if evaluation.ok else ""
+
+
+def collect(store: Store, manifest: Manifest, wanted: Callable[[str], bool], count: int) -> list[SampleViews]:
+    """The first `count` of the wanted samples that have a picture, with labels and tokens."""
     found: list[SampleViews] = []
     for shard in manifest.shards:
         if len(found) >= count:
@@ -97,7 +129,8 @@ def collect(store: Store, manifest: Manifest, checkpoint: str | None, count: int
     return found
 
 
-def _held_out(checkpoint: str | None) -> Any:
+def _held_out(checkpoint: str | None) -> Callable[[str], bool]:
+    """Which keys training never saw; all, if nothing was trained."""
     if checkpoint is None:
         return lambda key: True
     fraction = json.loads(_read(checkpoint, "pretrain.json"))["config"]["held_out"]
@@ -105,13 +138,13 @@ def _held_out(checkpoint: str | None) -> Any:
 
 
 def _views(key: str, row: int, shards: Mapping[str, Any]) -> SampleViews | None:
-    sample = SampleViews(key)
-    data, crop = shards["rgb"].value(row), shards["crop_settings"].value(row) if "crop_settings" in shards else None
-    if data is None or crop is None:
+    data, found = shards["rgb"].value(row), shards["crop_settings"].value(row) if "crop_settings" in shards else None
+    if data is None or found is None:
         return None
-    size = _crop_size(shards)
-    sample.put("rgb", "label", apply_crop(images.decode(data), Crop(*map(int, crop)), size))
-    sample.put("crop", "label", Crop(*map(int, crop)))
+    crop = Crop(*map(int, found))
+    sample = SampleViews(key, crop)
+    size = crop_size(shards["crop_settings"])
+    sample.put("rgb", "label", apply_crop(images.decode(data), crop, size))
     sample.put("source", "label", shards["source"].value(row))
     for name, shard in shards.items():
         if name in LABELS:
@@ -121,32 +154,30 @@ def _views(key: str, row: int, shards: Mapping[str, Any]) -> SampleViews | None:
     return sample
 
 
-def _crop_size(shards: Mapping[str, Any]) -> int:
-    """The side that labels were made at, from the recorded lineage of the crops."""
-    return int(shards["crop_settings"].meta["producer"]["config"]["crops"]["size"])
-
-
-def _add_truth(samples: Sequence[SampleViews]) -> None:
-    """A scene's truth can be made again from its seed and index; other corpora have none."""
-    from fourmill import scenes
-
+def _add_truth(samples: Sequence[SampleViews], source: TruthSource) -> None:
+    """What the source knows of each sample; truth that is unusable is told by the evaluation."""
     for sample in samples:
-        origin = sample.get("source", "label").get("metadata", {}).get("scene")
-        if not origin:
-            continue
-        scene = scenes.render(int(origin["seed"]), int(origin["index"]), int(origin["size"]))
-        crop, size = sample.get("crop", "label"), sample.get("rgb", "label").shape[0]
-        sample.put("depth", "truth", _cropped(scene.depth, crop, size))
-        sample.put("semseg", "truth", _cropped(scene.semantic, crop, size))
-        sample.put("caption", "truth", scene.caption)
+        described = sample.get("source", "label")
+        with contextlib.suppress(ValueError):
+            truth = source.find(sample.key, described, frozenset(PARTS))
+            if truth is not None:
+                size = sample.get("rgb", "label").shape[0]
+                _put_truth(sample, truth.moved(sample.crop, described["height"], described["width"], size))
 
 
-def _cropped(array: np.ndarray, crop: Crop, size: int) -> np.ndarray:
-    """Nearest-neighbour crop of a truth map (H, W): classes and depth edges must not be blended."""
-    rows = crop.top + (np.arange(size) + 0.5) * crop.height / size
-    columns = crop.left + (np.arange(size) + 0.5) * crop.width / size
-    columns = columns[::-1] if crop.flip else columns
-    return array[rows.astype(int)[:, None], columns.astype(int)[None, :]]
+def _put_truth(sample: SampleViews, truth: Truth) -> None:
+    for name in ("depth", "normal", "semseg"):
+        sample.put(name, "truth", getattr(truth, name))
+    if truth.panoptic is not None:
+        sample.put("panoptic", "truth", true_segments(truth))
+    if truth.objects is not None:
+        objects = true_objects(truth)
+        sample.put("det", "truth", objects)
+        if all("mask" in o for o in objects):
+            sample.put("instance", "truth", objects)
+            sample.put("sam_instance", "truth", [{**o, "class_name": ""} for o in objects])
+    if truth.captions:
+        sample.put("caption", "truth", truth.captions[0])
 
 
 def _decoders(config: Config | None) -> dict[str, Any]:
@@ -198,17 +229,25 @@ def _paint_one(sample: SampleViews, painter: FeaturePainter | None) -> dict[tupl
                 pictures[modality, source] = value
             elif modality == "depth":
                 pictures[modality, source] = depth_picture(value, float(low), float(high))
+            elif modality == "normal":
+                pictures[modality, source] = normal_picture(value)
+            elif modality in SEGMENTS:
+                pictures[modality, source] = segments_picture(image, value)
             elif modality == "semseg":
                 pictures[modality, source] = class_picture(value)
             elif modality == "clip" and painter is not None:
                 pictures[modality, source] = painter.paint(value, len(image))
             elif modality == "det":
                 pictures[modality, source] = box_picture(image, value)
+    for source, text in sample.values.get("caption", {}).items():
+        if source in SOURCES:
+            pictures["caption", source] = text_picture(str(text))
     return pictures
 
 
 def _sheet(painted: Sequence[Mapping[tuple[str, str], np.ndarray]]) -> Image.Image:
-    columns = [(m, s) for m in PICTURED for s in SOURCES if any((m, s) in p for p in painted)]
+    columns = [(m, s) for m in (*PICTURED, "caption") for s in SOURCES if any((m, s) in p for p in painted)]
+    columns = [column for column in columns if column not in _NOT_ON_SHEET]
     blank = np.full((8, 8, 3), 235, np.uint8)
     rows = [[pictures.get(column, blank) for column in columns] for pictures in painted]
     return contact_sheet(rows, [_short(m, s) for m, s in columns])
@@ -217,7 +256,7 @@ def _sheet(painted: Sequence[Mapping[tuple[str, str], np.ndarray]]) -> Image.Ima
 def _short(modality: str, source: str) -> str:
     if modality == "rgb" and source == "label":
         return "image"
-    return f"{modality} {({'decoded': 'tokens', 'predicted': '4M'}).get(source, source)}"
+    return f"{modality.removesuffix('_instance')} {({'decoded': 'tokens', 'predicted': '4M'}).get(source, source)}"
 
 
 def _read(folder: str, name: str) -> bytes:
@@ -228,18 +267,17 @@ def _training(checkpoint: str | None) -> dict[str, Any] | None:
     return json.loads(_read(checkpoint, "metrics.json")) if checkpoint else None
 
 
-def _page(
+def _body(
     dataset: str,
     manifest: Manifest,
     samples: Sequence[SampleViews],
     painted: Sequence[Mapping[tuple[str, str], np.ndarray]],
     training: Mapping[str, Any] | None,
-) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((Path(__file__).parent / "report.html.j2").read_text(encoding="utf-8"))
-    return template.render(
+    against_truth: Any,
+) -> Any:
+    return rendered(
+        Path(__file__).parent / "report.html.j2",
+        labels_section=against_truth,
         dataset=dataset,
         manifest=manifest,
         modalities=[_line(m) for m in summarise(manifest)],
@@ -267,16 +305,10 @@ def _line(m: ModalitySummary) -> dict[str, Any]:
 
 
 def _card(sample: SampleViews, pictures: Mapping[tuple[str, str], np.ndarray]) -> dict[str, Any]:
-    grid = {m: {s: _data_uri(pictures[m, s]) for s in SOURCES if (m, s) in pictures} for m in PICTURED}
+    grid = {m: {s: data_uri(pictures[m, s]) for s in SOURCES if (m, s) in pictures} for m in PICTURED}
     texts = {m: {s: v for s, v in sample.values.get(m, {}).items() if s in SOURCES} for m in ("alt_text", "caption")}
     return {
         "key": sample.key,
         "grid": {m: g for m, g in grid.items() if g},
         "texts": {m: t for m, t in texts.items() if t},
     }
-
-
-def _data_uri(picture: np.ndarray) -> str:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
