@@ -33,12 +33,18 @@ format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Trains what ships in fourmill/demo/checkpoints again, from scenes: about an hour of CPU time (docs/demo-checkpoints.md).
+# Trains what ships in fourmill/demo/checkpoints again, from scenes: about three hours of CPU time, one thread
+# (docs/demo-checkpoints.md).
+TEACHERS := $(BIN)/python -m fourmill.demo.teachers
 demo-checkpoints: venv
-	$(BIN)/python -m fourmill.demo.teachers depth --minutes 14
-	$(BIN)/python -m fourmill.demo.teachers semseg --minutes 8
-	$(BIN)/python -m fourmill.demo.teachers clip --minutes 6
-	$(BIN)/python -m fourmill.demo.teachers caption --minutes 9
+	$(TEACHERS) depth --minutes 18
+	$(TEACHERS) normal --minutes 12
+	$(TEACHERS) semseg --minutes 18
+	$(TEACHERS) panoptic --minutes 37
+	$(TEACHERS) detection --minutes 13
+	$(TEACHERS) sam --minutes 33
+	$(TEACHERS) clip --minutes 6
+	$(TEACHERS) caption --minutes 26
 	$(BIN)/python -m fourmill.demo.tokenizers
 
 clean:

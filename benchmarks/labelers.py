@@ -47,7 +47,7 @@ DEMO: dict[str, dict[str, Any]] = {
     },
     "detection": {"checkpoint": "demo:detection"},
     "clip": {"checkpoint": "demo:clip"},
-    "sam": {"checkpoint": "demo:sam"},
+    "sam": {"checkpoint": "demo:sam", "points_per_side": 8, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.6},
     "caption": {"checkpoint": "demo:caption", "max_new_tokens": 40},
 }
 

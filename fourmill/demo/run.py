@@ -12,7 +12,7 @@ from typing import Any
 
 from fourmill.config import Config, load_config, save_config
 
-COUNT, SIZE, SEED = 1024, 128, 7  # seed 7: neither teachers nor tokenizers were trained or chosen on it
+COUNT, SIZE, SEED = 768, 128, 7  # seed 7: neither teachers nor tokenizers were trained or chosen on it
 
 
 def demo_config_path() -> Path:

@@ -20,17 +20,30 @@ from numpy.typing import NDArray
 from fourmill.scenes.picture import render
 
 _CHUNK = 250  # scenes per work item: a few seconds
-# float16 depth: a step of 2 to 4 mm at 2 to 8 m, far below what a teacher resolves.
-_ARRAYS = {"images": np.uint8, "depth": np.float16, "semantic": np.uint8}
+# float16 depth: a step of 2 to 4 mm at 2 to 8 m; int8 normals: steps of 0.5 degrees. Far below what a teacher resolves.
+_ARRAYS = {
+    "images": np.uint8,
+    "depth": np.float16,
+    "semantic": np.uint8,
+    "instances": np.uint8,
+    "normals": np.int8,
+}
+_VECTORS = ("images", "normals")  # three values a pixel; the others have one
 
 
 @dataclass(frozen=True)
 class SceneCache:
-    """images (N, S, S, 3) uint8, depth (N, S, S) float16 metres, semantic (N, S, S) uint8, captions, summaries."""
+    """The arrays of N scenes of S x S pixels, memory-mapped, and their captions and summaries.
+
+    images (N, S, S, 3) uint8; depth (N, S, S) float16, metres; semantic, instances (N, S, S) uint8, as in `Scene`;
+    normals (N, S, S, 3) int8: 127 times the unit vector in the camera frame.
+    """
 
     images: NDArray[np.uint8]
     depth: NDArray[np.float16]
     semantic: NDArray[np.uint8]
+    instances: NDArray[np.uint8]
+    normals: NDArray[np.int8]
     captions: list[str]
     summaries: list[str]
 
@@ -59,7 +72,7 @@ def _renderer_digest() -> str:
 
 def _fill(folder: Path, seed: int, count: int, size: int, workers: int) -> None:
     for name, dtype in _ARRAYS.items():
-        shape = (count, size, size, 3) if name == "images" else (count, size, size)
+        shape = (count, size, size, 3) if name in _VECTORS else (count, size, size)
         np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
     starts = range(0, count, _CHUNK)
     if workers == 1:
@@ -81,6 +94,8 @@ def _fill_chunk(folder: str, seed: int, start: int, count: int, size: int) -> tu
         arrays["images"][index] = scene.image
         arrays["depth"][index] = scene.depth
         arrays["semantic"][index] = scene.semantic
+        arrays["instances"][index] = scene.instances
+        arrays["normals"][index] = np.rint(127 * scene.normals)
         captions.append(scene.caption)
         summaries.append(scene.summary)
     return captions, summaries
