@@ -395,7 +395,7 @@ def _non_commercial(producer: dict[str, Any]) -> str | None:
 
 def _maker(producer: dict[str, Any]) -> str:
     checkpoint = producer.get("checkpoint")
-    weights = f" {checkpoint['reference']} [{checkpoint['licence']}]" if isinstance(checkpoint, dict) else ""
+    weights = f" {checkpoint['reference']} ({checkpoint['licence']})" if isinstance(checkpoint, dict) else ""
     return f"{producer.get('class', '?')} v{producer.get('version', '?')}{weights}"
 
 

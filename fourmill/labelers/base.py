@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 
 from fourmill.pipeline.component import Batch, Component, ComponentConfig, Pretrained, PretrainedConfig
@@ -67,7 +68,7 @@ class Teacher(Pretrained, Labeler):
     def on_device(self, batch: Batch) -> torch.Tensor:
         """The batch's pictures as uint8 (B, 3, S, S) on the device."""
         assert batch.pixels is not None
-        pixels = torch.from_numpy(batch.pixels).contiguous()
+        pixels = torch.from_numpy(np.require(batch.pixels, requirements=["C", "W"]))
         if self.device.type == "cuda":
             return pixels.pin_memory().to(self.device, non_blocking=True)
         return pixels.to(self.device)
