@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from fourmill.demo.teacher_cards import Outcome, history, record
+from fourmill.demo.teacher_cards import VALIDATION_SEED, Outcome, history, record
 from fourmill.demo.teacher_figures import normal_figures
 from fourmill.demo.teacher_sam import surfaces
 from fourmill.demo.teacher_tasks import TASKS
 from fourmill.demo.teacher_words import mirror_summary, mirror_words
 from fourmill.demo.teachers import CHECKPOINTS, Settings, evaluate, train
+from fourmill.demo.tokenizer_scenes import labels
 from fourmill.scenes import render
 from fourmill.scenes.cache import open_cache
 
@@ -122,3 +123,9 @@ def test_mirrored_summaries_name_the_objects_from_the_other_side() -> None:
     plain = "an orange box, a red cone and a blue sphere on a gray floor before a white wall"
     assert mirror_summary(plain) == "a blue sphere, a red cone and an orange box on a gray floor before a white wall"
     assert mirror_summary("a red box on a gray floor before a blue wall").startswith("a red box on a gray floor")
+
+
+@pytest.mark.parametrize(("name", "shape"), [("depth", (128, 128)), ("semseg", (128, 128)), ("clip", (128, 8, 8))])
+def test_tokenizers_learn_from_what_the_shipped_teachers_say(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    cache = open_cache(tmp_path, VALIDATION_SEED, 2, 128)
+    assert [value.shape for value in labels(name, cache, 2)] == [shape] * 2

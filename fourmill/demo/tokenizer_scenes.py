@@ -64,6 +64,7 @@ RECIPES = {
         "class maps, uint8 (128, 128): " + ", ".join(CLASSES),
         {**_SMALL, "latent_dim": 16, "codebook_size": 512},
         steps=913,
+        teacher={"kind": "segmentation"},
     ),
     "clip": Recipe(
         "unit feature maps of the demo CLIP teacher, float32 (128, 8, 8)",
