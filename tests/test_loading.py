@@ -144,4 +144,6 @@ def test_compiled_network_gives_the_same_labels_in_batches_of_one_size(tmp_path:
     compiled = depth(folder, compile=True, batch_size=3)
     assert compiled.fixed_batches
     made = np.stack(compiled.run(batch())["depth"])
-    np.testing.assert_allclose(made, np.stack(depth(folder).run(batch())["depth"]), atol=1e-4)
+    exact = np.stack(depth(folder).run(batch())["depth"])
+    # Fused kernels add in another order: 5e-6 of a value were seen where values are large.
+    np.testing.assert_allclose(made, exact, rtol=0, atol=5e-5 * np.abs(exact).max())
