@@ -21,9 +21,10 @@ class Kind(str, Enum):
     JSON = "json"  # dict or list of plain values
     MAP = "map"  # float32 (H, W) or (C, H, W)
     CLASSES = "classes"  # uint8 (H, W)
+    EDGES = "edges"  # uint8 (H, W), 0 no edge, 255 an edge
     FEATURES = "features"  # float32 (C, h, w), or (C,) for a global vector
     CROP = "crop"  # int32 (5,): top, left, height, width, flip
-    GRID = "grid"  # integer tokens (L,), L the same in every row
+    GRID = "grid"  # integer tokens (L,), L the same in every row; those of a global vector are a grid of one row
     SEQUENCE = "sequence"  # integer tokens (n,), n differs
 
 
@@ -52,7 +53,7 @@ class Modality:
 
 
 def _grid(source: str, vocabulary: int, tokens: int = 196) -> Modality:
-    summary = f"{source} as a grid of discrete tokens"
+    summary = f"{source} as {'a row' if source.endswith('_global') else 'a grid'} of discrete tokens"
     return Modality(f"tok_{source}", Kind.GRID, True, "tokens", summary, source, vocabulary, tokens)
 
 
@@ -81,7 +82,18 @@ CATALOGUE: dict[str, Modality] = {
         Modality("clip", Kind.FEATURES, True, "float16", "CLIP patch features after projection (C, h, w)"),
         Modality("clip_global", Kind.FEATURES, True, "float16", "CLIP image embedding (C,)"),
         Modality("dinov2", Kind.FEATURES, True, "float16", "DINOv2 patch features (C, h, w)"),
+        Modality("dinov2_global", Kind.FEATURES, True, "float16", "DINOv2 image embedding (C,)"),
+        Modality("imagebind", Kind.FEATURES, True, "float16", "ImageBind patch features (C, h, w)"),
+        Modality("imagebind_global", Kind.FEATURES, True, "float16", "ImageBind image embedding (C,)"),
         Modality("det", Kind.JSON, True, "json", "objects: {class_name, score, box}, best first"),
+        Modality("human_poses", Kind.JSON, True, "json", "persons: {box, orientation, pose, camera, shape}"),
+        Modality("canny_edge", Kind.EDGES, True, "png8", "Canny edges: 255 on an edge, else 0"),
+        Modality(
+            "color_palette", Kind.JSON, True, "json", "for each n of 1 to 7, the n dominant colours: {n: [[r, g, b]]}"
+        ),
+        Modality(
+            "metadata", Kind.JSON, False, "json", "numbers on picture, text and objects, by 4M's names: {name: number}"
+        ),
         # Made by tokenizers.
         _grid("rgb", 16_384),
         _grid("depth", 8_192),
@@ -89,9 +101,19 @@ CATALOGUE: dict[str, Modality] = {
         _grid("semseg", 4_096),
         _grid("clip", 8_192),
         _grid("dinov2", 8_192, 256),
+        _grid("imagebind", 8_192, 256),
+        _grid("canny_edge", 8_192),
+        _grid("clip_global", 8_192, 16),
+        _grid("dinov2_global", 8_192, 16),
+        _grid("imagebind_global", 8_192, 16),
         _sequence("alt_text", per_crop=False),
         _sequence("caption", per_crop=False),
+        _sequence("metadata", per_crop=False, tokens=40),
         _sequence("det", per_crop=True),
+        _sequence("instance", per_crop=True),
+        _sequence("color_palette", per_crop=True, tokens=23),
+        _sequence("human_poses", per_crop=True, tokens=275),
+        _sequence("sam_instance", per_crop=True, tokens=290),
     )
 }
 

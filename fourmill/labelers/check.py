@@ -8,7 +8,7 @@ checks as in a run.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,9 +151,19 @@ def _words(value: Any, convention: str | None) -> str:
         names = [_name(item) for item in value]
         shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
         return f"{len(value)} ({shown})" if value else "none found"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_short(item)}" for name, item in value.items())
     array = np.asarray(value)
     kind = f", {convention}" if convention else ""
     return f"{array.dtype} {array.shape}, {array.min():.4g} to {array.max():.4g}{kind}"
+
+
+def _short(item: Any) -> str:
+    return " ".join(map(_hex, item)) if isinstance(item, list) else f"{item:g}"
+
+
+def _hex(colour: Sequence[int]) -> str:
+    return "#" + bytes(colour).hex()
 
 
 def _name(item: Mapping[str, Any]) -> str:
@@ -189,5 +199,11 @@ def _picture(name: str, value: Any, pixels: np.ndarray) -> np.ndarray:
     return pictures.text_picture(value if isinstance(value, str) else "\n".join(str(item["text"]) for item in value))
 
 
-_DRAWN_ALONE = {"normal": "normal_picture", "semseg": "class_picture"}
+_DRAWN_ALONE = {
+    "normal": "normal_picture",
+    "semseg": "class_picture",
+    "canny_edge": "edge_picture",
+    "color_palette": "palette_picture",
+    "metadata": "facts_picture",
+}
 _DRAWN_OVER = dict.fromkeys(("panoptic", "instance", "sam_instance"), "segments_picture")

@@ -32,7 +32,7 @@ _MAX_VALUES = 1 << 28  # a header that asks for more than 2^28 numbers (1 GiB) i
 def encode(entry: Modality, value: Any) -> Any:
     """`value` as its Arrow column stores it: bytes, str, or a list of integers."""
     if entry.codec == "png8":
-        return _encode_png(_as_classes(value))
+        return _encode_png(_as_bytes(entry, value))
     if entry.codec == "float16":
         return _encode_float16(_as_float16(value))
     if entry.codec == "json":
@@ -56,7 +56,7 @@ def decode(entry: Modality, stored: Any) -> Any:
 def settle(entry: Modality, value: Any) -> Any:
     """What `decode(encode(value))` would give, without making the bytes."""
     if entry.codec == "png8":
-        return _as_classes(value)
+        return _as_bytes(entry, value)
     if entry.codec == "float16":
         return _as_float16(value).astype(np.float32)
     if entry.codec == "json":
@@ -79,10 +79,11 @@ def token_dtype(vocabulary: int) -> str:
     return "uint16" if vocabulary <= 1 << 16 else "uint32"
 
 
-def _as_classes(value: Any) -> np.ndarray:
+def _as_bytes(entry: Modality, value: Any) -> np.ndarray:
     array = np.asarray(value)
     if array.ndim != 2 or array.min(initial=0) < 0 or array.max(initial=0) > 255:
-        raise ValueError(f"a class map must be (H, W) with ids 0..255, not {array.shape} up to {array.max()}")
+        what = "ids" if entry.kind is Kind.CLASSES else "values"
+        raise ValueError(f"{entry.name} must be (H, W) with {what} 0..255, not {array.shape} up to {array.max()}")
     return array.astype(np.uint8)
 
 

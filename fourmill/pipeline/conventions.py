@@ -9,6 +9,10 @@ conventions themselves are stated in the catalogue and in docs/labels.md.
     semseg         (S, S) ids below the number of classes, or 255 for void
     panoptic, instance, sam_instance    objects whose box is the extent of their mask, whose area is its pixels
     det            boxes x0 < x1, y0 < y1 in 0..1
+    human_poses    boxes as det; rotations are rotation matrices, row by row
+    canny_edge     (S, S), 255 on an edge and 0 elsewhere, so mostly dark
+    color_palette  for each n of 1 to 7, or fewer, n colours of three whole numbers 0..255
+    metadata       4M's names; counts are whole, shares 0..1
     features       finite
     text           not blank
 
@@ -26,10 +30,16 @@ import numpy as np
 from fourmill.modalities import Kind, Modality
 from fourmill.pipeline import masks
 from fourmill.pipeline.shards import Spec
+from fourmill.tokenizers.sequences.metadata import NAMES as FACTS
 
 VOID = 255
 _UNIT = 0.01  # how far from 1 the length of a normal may be
 _ROUNDING = 2e-6  # boxes are stored with six digits
+_PALETTES = 7
+_BODY = {"orientation": 9, "pose": 207, "camera": 3, "shape": 10}  # numbers of SMPL: 1 and 23 rotations, camera, betas
+_ROTATIONS = ("orientation", "pose")
+_SHARES = ("walkability", "objectness", "geometric_complexity", "occlusion_score", "watermark_score")
+_COUNTS = ("n_", "original_", "caption_n_", "coco_instance_diversity", "semantic_diversity")  # beginnings of names
 
 
 class ConventionError(ValueError):
@@ -123,9 +133,74 @@ def _panoptic(value: Any, spec: Spec) -> None:
 
 def _boxes(value: Any, spec: Spec) -> None:
     for item in _sorted(value):
-        x0, y0, x1, y1 = item["box"]
-        if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
-            raise ConventionError(f"bad box: {item['box']} is not x0 < x1, y0 < y1 in 0..1")
+        _box(item["box"])
+
+
+def _box(box: Sequence[float]) -> None:
+    x0, y0, x1, y1 = box
+    if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+        raise ConventionError(f"bad box: {box} is not x0 < x1, y0 < y1 in 0..1")
+
+
+def _people(value: Any, spec: Spec) -> None:
+    if not isinstance(value, (list, tuple)):
+        raise ConventionError(f"wrong type: people are a list, not {type(value).__name__}")
+    for person in value:
+        _box(person["box"])
+        for name, count in _BODY.items():
+            numbers = np.asarray(person[name], dtype=np.float64)
+            if numbers.shape != (count,):
+                raise ConventionError(f"wrong shape: {name} must be ({count},), not {numbers.shape}")
+            if not np.isfinite(numbers).all():
+                raise ConventionError(f"not finite: {name} holds NaN or infinite values")
+            if name in _ROTATIONS:
+                _rotations(name, numbers.reshape(-1, 3, 3))
+
+
+def _rotations(name: str, matrices_N33: np.ndarray) -> None:
+    error = np.abs(matrices_N33 @ matrices_N33.transpose(0, 2, 1) - np.eye(3)).max()
+    if error > _UNIT:
+        raise ConventionError(f"not a rotation: {name} has a matrix that is {error:.2f} off from orthonormal")
+    if np.linalg.det(matrices_N33).min() < 0:
+        raise ConventionError(f"not a rotation: {name} has a matrix that mirrors")
+
+
+def _edges(value: Any, spec: Spec) -> None:
+    array = np.asarray(value)
+    if array.ndim != 2:
+        raise ConventionError(f"wrong shape: edges must be (S, S), not {array.shape}")
+    if array.max(initial=0) == 1:
+        raise ConventionError("wrong range: edges are 255 and the rest 0, not 1 and 0")
+    # Lines of one pixel with a gap beside them cover less than half of any picture, 3 to 20 % of most.
+    if array.size and array.mean() > VOID / 2:
+        raise ConventionError(f"inverted edges: {(array > VOID / 2).mean():.0%} of the pixels are edges")
+
+
+def _palette(value: Any, spec: Spec) -> None:
+    lengths = [str(n + 1) for n in range(len(value))] if isinstance(value, dict) else []
+    if not 1 <= len(lengths) <= _PALETTES or set(value) != set(lengths):
+        found = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+        raise ConventionError(f"wrong palettes: {found}; they are named 1, 2, … up to {_PALETTES}")
+    for name, colours in value.items():
+        if len(colours) != int(name):
+            raise ConventionError(f"wrong palettes: {name} holds {len(colours)} colours")
+        for colour in colours:
+            if len(colour) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in colour):
+                raise ConventionError(f"bad colour: {colour} is not three whole numbers 0..255")
+
+
+def _facts(value: Any, spec: Spec) -> None:
+    if not isinstance(value, dict) or not value:
+        raise ConventionError(f"wrong type: metadata are a table of names and numbers, not {value!r}")
+    for name, number in value.items():
+        if name not in FACTS:
+            raise ConventionError(f"unknown fact: {name!r} is none of 4M's metadata")
+        if type(number) not in (int, float) or not np.isfinite(number):
+            raise ConventionError(f"not a number: {name} is {number!r}")
+        if name.startswith(_COUNTS) and (type(number) is not int or number < 0):
+            raise ConventionError(f"not a count: {name} is {number!r}")
+        if name in _SHARES and not 0 <= number <= 1:
+            raise ConventionError(f"not a share: {name} is {number:g}, outside of 0..1")
 
 
 def _sorted(value: Any) -> Sequence[Mapping[str, Any]]:
@@ -159,9 +234,13 @@ _CHECKS: dict[str, Callable[[Any, Spec], None]] = {
     "instance": _objects,
     "sam_instance": _objects,
     "det": _boxes,
+    "human_poses": _people,
+    "color_palette": _palette,
+    "metadata": _facts,
 }
 _KINDS: dict[Kind, Callable[[Any, Spec], None]] = {
     Kind.CLASSES: _classes,
+    Kind.EDGES: _edges,
     Kind.FEATURES: _features,
     Kind.TEXT: _text,
 }

@@ -1,5 +1,6 @@
 """Pictures of labels as people expect them: depth in false colour, normals in their usual colour code, classes in a
-palette, features by their principal axes, boxes and masks drawn on the image. All return uint8 (H, W, 3)."""
+palette, edges as white lines, features by their principal axes, boxes and masks drawn on the image, colour palettes as
+swatches, facts as a table. All return uint8 (H, W, 3)."""
 
 from __future__ import annotations
 
@@ -57,6 +58,36 @@ def _palette() -> np.ndarray:
 
 
 _PALETTE = _palette()
+
+
+def edge_picture(edges: np.ndarray) -> np.ndarray:
+    """Edges (H, W), 0..255, as white lines on black."""
+    return np.repeat(np.asarray(edges, dtype=np.uint8)[..., None], 3, axis=-1)
+
+
+def palette_picture(palettes: Mapping[str, Sequence[Sequence[int]]], size: int = 144) -> np.ndarray:
+    """Colour palettes {n: n colours} from top to bottom, the shortest first: one row of swatches each."""
+    picture = np.full((size, size, 3), 255, np.uint8)
+    for row, number in enumerate(sorted(palettes, key=int)):
+        top, bottom = (size * (row + i) // len(palettes) for i in (0, 1))
+        for column, colour in enumerate(palettes[number]):
+            left, right = (size * (column + i) // len(palettes[number]) for i in (0, 1))
+            picture[top : max(bottom - 1, top + 1), left:right] = colour
+    return picture
+
+
+def facts_picture(facts: Mapping[str, float], size: int = 224) -> np.ndarray:
+    """Names and numbers as a table, in their order; what does not fit is left out, and said to be."""
+    picture = Image.new("RGB", (size, size), (255, 255, 255))
+    draw, line = ImageDraw.Draw(picture), 13  # pixels; the built-in font is 11 high
+    lines = [(name, f"{value:g}") for name, value in facts.items()]
+    fitting = (size - 8) // line
+    if len(lines) > fitting:
+        lines = [*lines[: fitting - 1], (f"… {len(lines) - fitting + 1} more", "")]
+    for row, (name, value) in enumerate(lines):
+        draw.text((4, 4 + row * line), name.replace("_", " "), fill=(90, 90, 90))
+        draw.text((size - 4, 4 + row * line), value, fill=(20, 20, 20), anchor="ra")
+    return np.asarray(picture)
 
 
 class FeaturePainter:
