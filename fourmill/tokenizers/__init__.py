@@ -6,6 +6,9 @@ TOKENIZERS = Registry(
     "tokenizer",
     {
         "spatial": "fourmill.tokenizers.spatial:SpatialTokenizer",
+        "vector": "fourmill.tokenizers.vector:VectorTokenizer",
         "text": "fourmill.tokenizers.text:TextTokenizer",
+        "sam_instance": "fourmill.tokenizers.sam_instance:SamInstanceTokenizer",
+        "human_poses": "fourmill.tokenizers.human_poses:HumanPosesTokenizer",
     },
 )

@@ -24,3 +24,12 @@ def _from_hub(checkpoint: Checkpoint, name: str) -> Path:
         return Path(hf_hub_download(checkpoint.location, name, revision=checkpoint.revision))
     except EntryNotFoundError as error:
         raise ValueError(f"checkpoint {checkpoint.reference!r} has no {name}") from error
+
+
+def has_file(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether the checkpoint holds the file."""
+    try:
+        read_file(checkpoint, name)
+    except ValueError:
+        return False
+    return True

@@ -1,208 +1,154 @@
-"""The network of a spatial tokenizer: ViT encoder, quantizer, ViT decoder, after 4M (arXiv 2312.06647).
+"""The network of a tokenizer: encoder, quantizer, decoder, after 4M (arXiv 2312.06647).
 
-Invariants: in evaluation nothing changes the codebook; a token depends on its own sample only; a checkpoint that lacks
-a weight is refused.
+Parameters have ml-4m's names and shapes, so that published checkpoints are read without renaming and what is trained
+here is read by ml-4m. Invariants: in evaluation nothing changes the codebook; a token depends on its own sample only; a
+checkpoint that lacks a weight is refused.
 
-Shapes: B batch, C channels, S side in pixels, P patch side, L tokens a sample, D width, Z latent channels.
+Shapes: B batch, C channels, S side in pixels, P patch side, L = h*w tokens a sample, D width, Z latent channels.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import struct
-import warnings
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fourmill.tokenizers.config import SpatialCheckpointConfig, SpatialNetworkConfig
+from fourmill.tokenizers.config import CheckpointConfig, NetworkConfig
+from fourmill.tokenizers.networks.diffusion import NoiseSchedule, build_denoiser
+from fourmill.tokenizers.networks.mlp import ResidualMlp
+from fourmill.tokenizers.networks.quantizers import build_quantizer
+from fourmill.tokenizers.networks.vit import ViTDecoder, ViTEncoder, patchify
 
-# Of the position embedding, beside patches of unit variance: at 1 it hides them, and learning takes twice the steps.
-POSITION_SCALE = 0.2
 OUTPUT_SCALE = 0.3  # of the first outputs, as a share of the data's spread: small enough to be corrected soon
-_BUFFERS = "quantizer."  # stays float32 in a float16 export: rounding a code would move every token near it
 
 
-def patchify(maps_BCSS: Tensor, patch: int) -> Tensor:
-    """(B, C, S, S) -> (B, L, C*P*P), patches in rows."""
-    return functional.pixel_unshuffle(maps_BCSS, patch).flatten(2).transpose(1, 2)
+class VQNetwork(nn.Module):
+    """Encoder, quantizer and decoder of one checkpoint configuration.
 
+    Inputs are prepared values: float (B, C, S, S), vectors (B, C, 1, 1), or class rows (B, S, S), where row 0 is void
+    and row k + 1 is class k. Any side that is a multiple of the patch is taken.
+    """
 
-def unpatchify(patches_BLD: Tensor, patch: int) -> Tensor:
-    """(B, L, C*P*P) -> (B, C, S, S): the reverse of `patchify`."""
-    batch, length, dim = patches_BLD.shape
-    side = math.isqrt(length)
-    return functional.pixel_shuffle(patches_BLD.transpose(1, 2).reshape(batch, dim, side, side), patch)
-
-
-def position_embedding(side: int, dim: int) -> Tensor:
-    """Fixed sines and cosines (side*side, dim): half the channels for the row, half for the column; base 10,000."""
-    rates = 1e-4 ** (torch.arange(dim // 4) / (dim // 4))
-    angles = torch.arange(side)[:, None] * rates
-    line = torch.cat([angles.sin(), angles.cos()], dim=1)
-    rows, columns = line.repeat_interleave(side, 0), line.repeat(side, 1)
-    return POSITION_SCALE * torch.cat([rows, columns], dim=1)
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block: attention over all tokens, then GELU MLP."""
-
-    def __init__(self, dim: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, config: CheckpointConfig, dead_code_threshold: float = 0.0, *, decoder: bool = True) -> None:
+        """`decoder=False`: of what encodes only."""
         super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
-        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        hidden = int(dim * mlp_ratio)
-        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        batch, length, dim = x_BLD.shape
-        qkv = self.qkv(self.norm1(x_BLD)).view(batch, length, 3, self.heads, dim // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        attended = _attend(query, key, value).transpose(1, 2).reshape(batch, length, dim)
-        x_BLD = x_BLD + self.proj(attended)
-        return x_BLD + self.fc2(functional.gelu(self.fc1(self.norm2(x_BLD))))
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention over (B, heads, L, D/heads). Torch's fused backward on a CPU took 36 % of a training step at 64 tokens;
-    written out it takes 5 %."""
-    if query.device.type != "cpu" or not query.requires_grad:
-        return functional.scaled_dot_product_attention(query, key, value)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    return scores.softmax(dim=-1).to(value.dtype) @ value
-
-
-class Quantizer(nn.Module):
-    """Latents to codes and ids, by a cosine codebook under moving averages, or by finite scalars."""
-
-    def __init__(self, config: SpatialNetworkConfig, dead_code_threshold: float = 0.0) -> None:
-        """`dead_code_threshold`: a code whose moving count of uses a step falls below it is restarted."""
-        from vector_quantize_pytorch import FSQ, VectorQuantize
-
-        super().__init__()
-        self.uses_codebook = config.quantizer == "vq"
-        if self.uses_codebook:
-            self.inner = VectorQuantize(
-                dim=config.latent_dim,
-                codebook_size=config.codebook_size,
-                decay=config.decay,
-                use_cosine_sim=True,
-                kmeans_init=True,  # from the first batch: random directions are nowhere near it, and one code takes all
-                commitment_weight=1.0,
-                threshold_ema_dead_code=dead_code_threshold,
-                rotation_trick=False,
-            )
-        else:
-            self.inner = FSQ(list(config.levels), dim=config.latent_dim)
-
-    def forward(self, latents_BLZ: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> codes (B, L, Z), ids (B, L), the commitment loss (0 for finite scalars)."""
-        latents_BLZ = latents_BLZ.float()  # ties between codes are decided in float32, whatever autocast does
-        if self.uses_codebook:
-            codes_BLZ, ids_BL, loss = self.inner(latents_BLZ)
-            return codes_BLZ, ids_BL, loss.sum()
-        codes_BLZ, ids_BL = self.inner(latents_BLZ)
-        return codes_BLZ, ids_BL, latents_BLZ.new_zeros(())
-
-    def lookup(self, ids_BL: Tensor) -> Tensor:
-        """ids (B, L) -> codes (B, L, Z)."""
-        if self.uses_codebook:
-            return self.inner.get_output_from_indices(ids_BL)
-        return self.inner.indices_to_codes(ids_BL)
-
-
-class SpatialNetwork(nn.Module):
-    """Encoder, quantizer and decoder of one checkpoint configuration."""
-
-    def __init__(self, config: SpatialCheckpointConfig, dead_code_threshold: float = 0.0) -> None:
-        super().__init__()
-        sizes, patch_area = config.network, config.network.patch_size**2
-        self.patch = sizes.patch_size
-        in_channels, out_channels = config.channels, config.classes or config.channels
-        self.class_embedding = nn.Embedding(config.classes + 1, in_channels) if config.classes else None
-        self.patch_in = nn.Linear(in_channels * patch_area, sizes.dim)
-        self.encoder = _blocks(sizes, sizes.encoder_blocks)
-        self.to_latent = nn.Linear(sizes.dim, sizes.latent_dim)
-        self.quantizer = Quantizer(sizes, dead_code_threshold)
-        self.from_latent = nn.Linear(sizes.latent_dim, sizes.dim)
-        self.decoder = _blocks(sizes, sizes.decoder_blocks)
-        self.patch_out = nn.Linear(sizes.dim, out_channels * patch_area)
-        self.register_buffer("positions_LD", position_embedding(sizes.grid[0], sizes.dim), persistent=False)
+        sizes = config.network
+        self.sizes, self.channels = sizes, config.channels
+        rows = config.classes + 1 if config.classes else 0
+        self.cls_emb = nn.Embedding(rows, config.channels) if rows else None
+        self.encoder = _encoder(sizes, config.channels)
+        self.quant_proj = nn.Conv2d(sizes.dim, sizes.code_dim, 1)
+        self.quantize = build_quantizer(sizes, dead_code_threshold)
         self.apply(_initialise)
+        self.decodes = decoder
+        self.schedule: NoiseSchedule | None = None  # of a diffusion decoder
+        if decoder:
+            self._add_decoder(config, rows or config.channels)
+
+    def _add_decoder(self, config: CheckpointConfig, channels: int) -> None:
+        sizes = config.network
+        if sizes.diffusion is None:
+            self.post_quant_proj = nn.Conv2d(sizes.code_dim, sizes.dim, 1).apply(_initialise)
+            self.decoder: nn.Module = _decoder(sizes, channels).apply(_initialise)
+            return
+        side = sizes.decoder_size or sizes.size
+        self.decoder = build_denoiser(sizes.diffusion, config.channels, sizes.code_dim, side)
+        self.schedule = NoiseSchedule(sizes.diffusion)
 
     @torch.no_grad()
     def start_from(self, inputs: Tensor) -> None:
-        """Set the projections of patches to the principal components of prepared values; before training.
+        """Set the projections of patches to the principal components of prepared values; before training a ViT.
 
         On scenes the autoencoder's loss is then halved after 160 steps (0.037 against 0.093).
         """
-        patches_ND = patchify(self._maps(inputs), self.patch).flatten(0, 1)
-        basis_DQ, spread = _principal(patches_ND, self.patch_in.out_features)
+        if self.sizes.architecture != "vit":
+            return
+        patches_ND = patchify(self._maps(inputs), self.sizes.patch_size).flatten(0, 1)
+        basis_DQ, spread = _principal(patches_ND, self.sizes.dim)
         rank = basis_DQ.shape[1]
-        self.patch_in.weight[:rank] = basis_DQ.T / spread
-        self.patch_in.bias[:rank] = -(basis_DQ.T @ patches_ND.mean(0)) / spread
-        if self.class_embedding is not None:  # outputs are logits: of the known classes, without void
-            onehot = functional.one_hot(self._known(inputs), self.class_embedding.num_embeddings)[..., :-1]
-            patches_ND = patchify(onehot.permute(0, 3, 1, 2).float(), self.patch).flatten(0, 1)
-            basis_DQ, spread = _principal(patches_ND, self.patch_out.in_features)
-        self.patch_out.weight[:, : basis_DQ.shape[1]] = basis_DQ * (OUTPUT_SCALE * spread)
-        self.patch_out.bias.copy_(patches_ND.mean(0))
+        projection = self.encoder.proj
+        projection.weight.view(self.sizes.dim, -1)[:rank] = basis_DQ.T / spread
+        projection.bias[:rank] = -(basis_DQ.T @ patches_ND.mean(0)) / spread
+        if self.schedule is None:
+            self._start_outputs(inputs)
 
-    def _known(self, ids_BSS: Tensor) -> Tensor:
-        assert self.class_embedding is not None
-        return ids_BSS.clamp(max=self.class_embedding.num_embeddings - 1)  # void, 255, is the last row
+    def _start_outputs(self, inputs: Tensor) -> None:
+        wanted = inputs
+        if self.cls_emb is not None:  # outputs are logits
+            wanted = functional.one_hot(inputs, self.cls_emb.num_embeddings).permute(0, 3, 1, 2).float()
+        patches_ND = patchify(wanted, self.sizes.patch_size).flatten(0, 1)
+        basis_DQ, spread = _principal(patches_ND, self.sizes.dim)
+        assert isinstance(self.decoder, ViTDecoder)
+        self.decoder.out_proj.weight[:, : basis_DQ.shape[1]] = basis_DQ * (OUTPUT_SCALE * spread)
+        self.decoder.out_proj.bias.copy_(patches_ND.mean(0))
 
     def _maps(self, inputs: Tensor) -> Tensor:
-        if self.class_embedding is None:
-            return inputs
-        return self.class_embedding(self._known(inputs)).permute(0, 3, 1, 2)
+        return inputs if self.cls_emb is None else self.cls_emb(inputs).permute(0, 3, 1, 2)
 
     def latents(self, inputs: Tensor) -> Tensor:
-        """Prepared values, float (B, C, S, S) or class ids (B, S, S) -> latents (B, L, Z)."""
-        patches_BLD = self.patch_in(patchify(self._maps(inputs), self.patch))
-        return self.to_latent(self.encoder(patches_BLD + self.positions_LD))
+        """Prepared values -> latents (B, Z, h, w)."""
+        return self.quant_proj(self.encoder(self._maps(inputs)))
 
-    def reconstruct(self, codes_BLZ: Tensor) -> Tensor:
-        """Codes (B, L, Z) -> outputs (B, C, S, S)."""
-        hidden_BLD = self.decoder(self.from_latent(codes_BLZ) + self.positions_LD)
-        return unpatchify(self.patch_out(hidden_BLD), self.patch)
+    def reconstruct(self, codes_BZhw: Tensor) -> Tensor:
+        """Codes -> outputs (B, C, S, S): values, or logits (B, classes + 1, S, S). Not for diffusion decoders."""
+        assert self.schedule is None, "a diffusion decoder samples: see `values`"
+        return self.decoder(self.post_quant_proj(codes_BZhw))
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> outputs (B, C, S, S), ids (B, L), commitment loss."""
-        codes_BLZ, ids_BL, loss = self.quantizer(self.latents(inputs))
-        return self.reconstruct(codes_BLZ), ids_BL, loss
+        """-> outputs (B, C, S, S), ids as the quantizer gives them, the quantizer's loss."""
+        codes_BZhw, ids, loss = self.quantize(self.latents(inputs))
+        return self.reconstruct(codes_BZhw), ids, loss
 
     def unquantized(self, inputs: Tensor) -> Tensor:
-        """-> outputs (B, C, S, S) of latents that pass the quantizer by: how training begins."""
-        latents_BLZ = self.latents(inputs).float()
-        return self.reconstruct(
-            functional.normalize(latents_BLZ, dim=-1) if self.quantizer.uses_codebook else latents_BLZ
-        )
+        """-> outputs of latents that pass the quantizer by: how training begins."""
+        return self.reconstruct(self.relaxed(inputs))
+
+    def relaxed(self, inputs: Tensor) -> Tensor:
+        """-> latents (B, Z, h, w) as infinitely many codes would leave them."""
+        return self.quantize.relax(self.latents(inputs))
 
     def tokens(self, inputs: Tensor) -> Tensor:
-        """Prepared values -> ids (B, L)."""
-        return self.quantizer(self.latents(inputs))[1]
+        """Prepared values -> ids (B, L); for several codebooks one after the other (B, H)."""
+        return self.quantize(self.latents(inputs))[1].flatten(1)
 
-    def values(self, ids_BL: Tensor) -> Tensor:
-        """ids (B, L) -> outputs (B, C, S, S)."""
-        return self.reconstruct(self.quantizer.lookup(ids_BL))
+    def codes(self, ids_BL: Tensor) -> Tensor:
+        """ids (B, L) of a square grid, or (B, H) of several codebooks -> codes (B, Z, h, w)."""
+        if self.sizes.num_codebooks > 1:
+            return self.quantize.lookup(ids_BL)[:, :, None, None]
+        side = math.isqrt(ids_BL.shape[1])
+        return self.quantize.lookup(ids_BL.view(-1, side, side)).permute(0, 3, 1, 2)
+
+    def values(self, ids_BL: Tensor, *, steps: int | None = None, seed: int = 0) -> Tensor:
+        """ids (B, L) -> outputs (B, C, S, S). `steps`, `seed`: of a diffusion decoder; the noise of every sample comes
+        from the seed, so that a row of ids decodes to the same value in whatever batch."""
+        codes_BZhw = self.codes(ids_BL)
+        if self.schedule is None:
+            return self.reconstruct(codes_BZhw)
+        side = codes_BZhw.shape[-1] * self.sizes.patch_size
+        return self.schedule.sample(self.decoder, codes_BZhw, side, steps=steps, seeds=[seed] * len(ids_BL))
 
 
-def _blocks(sizes: SpatialNetworkConfig, count: int) -> nn.Sequential:
-    blocks = [Block(sizes.dim, sizes.heads, sizes.mlp_ratio) for _ in range(count)]
-    return nn.Sequential(*blocks, nn.LayerNorm(sizes.dim, eps=1e-6))
+def _encoder(sizes: NetworkConfig, channels: int) -> nn.Module:
+    if sizes.architecture == "mlp":
+        return ResidualMlp(channels, sizes.dim, sizes.dim, sizes.encoder_blocks, sizes.mlp_ratio)
+    return ViTEncoder(sizes, channels)
+
+
+def _decoder(sizes: NetworkConfig, channels: int) -> nn.Module:
+    if sizes.architecture == "mlp":
+        return ResidualMlp(sizes.dim, sizes.dim, channels, sizes.decoder_blocks, sizes.mlp_ratio)
+    return ViTDecoder(sizes, channels)
 
 
 def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
-    if isinstance(module, Block):  # children come first: a block starts as the identity
-        nn.init.zeros_(module.proj.weight)
-        nn.init.zeros_(module.fc2.weight)
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    for last in getattr(module, "starts_at_zero", ()):  # children come first: a block starts as the identity
+        nn.init.zeros_(last.weight)
 
 
 def _principal(vectors_ND: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -210,45 +156,3 @@ def _principal(vectors_ND: Tensor, most: int) -> tuple[Tensor, Tensor]:
     centred_ND = vectors_ND - vectors_ND.mean(0)
     basis_DQ = torch.pca_lowrank(centred_ND, min(most, *centred_ND.shape), center=False, niter=3)[2]
     return basis_DQ, (centred_ND @ basis_DQ).std().clamp(min=1e-3)
-
-
-def pack(network: SpatialNetwork, half: bool = True) -> bytes:
-    """The network as a safetensors file; `half`: weights as float16, the quantizer's own tensors as float32."""
-    from safetensors.torch import save
-
-    dtype = torch.float16 if half else torch.float32
-    state = network.state_dict()
-    return save({k: _stored(v, torch.float32 if k.startswith(_BUFFERS) else dtype) for k, v in state.items()})
-
-
-def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
-
-
-def unpack(config: SpatialCheckpointConfig, data: bytes, where: str) -> SpatialNetwork:
-    """The network that `pack` stored, float32, in evaluation mode. ValueError for a missing or misshapen weight;
-    weights that nobody asked for are listed in a warning."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    network = SpatialNetwork(config)
-    wanted = network.state_dict()
-    try:
-        found = load(data)
-    except (SafetensorError, struct.error, json.JSONDecodeError) as error:
-        raise ValueError(f"{where} is not a safetensors file: {error}") from error
-    missing = sorted(set(wanted) - set(found))
-    if missing:
-        raise ValueError(f"{where} lacks {len(missing)} weights: {', '.join(missing[:8])}")
-    wrong = [
-        f"{k} {tuple(found[k].shape)}, not {tuple(wanted[k].shape)}"
-        for k in wanted
-        if found[k].shape != wanted[k].shape
-    ]
-    if wrong:
-        raise ValueError(f"{where} does not fit its config.json: {'; '.join(wrong[:8])}")
-    extra = sorted(set(found) - set(wanted))
-    if extra:
-        warnings.warn(f"{where} holds weights that are not used: {', '.join(extra)}", stacklevel=2)
-    network.load_state_dict({k: found[k].to(wanted[k].dtype) for k in wanted})
-    return network.eval()
