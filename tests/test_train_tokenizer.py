@@ -18,10 +18,10 @@ from fourmill.pipeline.shards import Spec, commit, producer_id, write_shard
 from fourmill.pipeline.store import open_store
 from fourmill.tokenizers import TOKENIZERS
 from fourmill.tokenizers.config import TrainTokenizerConfig
-from fourmill.tokenizers.examples import ArrayExamples, Order, ShardExamples, split
-from fourmill.tokenizers.fitting import CodebookCollapseError, SpatialTraining, learning_rate
-from fourmill.tokenizers.networks import pack
-from fourmill.tokenizers.training import settings_of, train_tokenizer
+from fourmill.tokenizers.networks.weights import pack
+from fourmill.tokenizers.training.examples import ArrayExamples, Order, ShardExamples, split
+from fourmill.tokenizers.training.fitting import CodebookCollapseError, SpatialTraining, learning_rate
+from fourmill.tokenizers.training.run import settings_of, train_tokenizer
 
 NETWORK = {
     "size": 16,
@@ -147,13 +147,15 @@ def test_null_rows_are_left_out(dataset: Path) -> None:
 
 
 def test_word_pieces_are_learned_from_captions(dataset: Path, tmp_path: Path) -> None:
-    layout = {"vocabulary_size": 200, "num_sentinels": 2, "coordinate_bins": 5, "class_names": ["box"]}
+    layout: dict[str, Any] = {"vocabulary_size": 200, "num_sentinels": 2, "coordinate_bins": 5, "class_names": ["box"]}
+    layout["markers"] = ["human"]
     result = train_tokenizer(config(dataset, tmp_path / "t", modality="tok_caption", vocabulary=layout))
     tokenizer: Any = TOKENIZERS.build("tok_caption", {"kind": "text", "checkpoint": str(tmp_path / "t")})
     assert tokenizer.vocabulary == result.vocabulary > 26
     row = tokenizer.encode(["a red box"])[0]
     assert len(row) == 3
-    assert row[2] == 26  # [PAD]…[EOS], 2 sentinels, 4 x 5 coordinates, then the class
+    assert row[2] == 26  # [PAD]…[EOS], 2 sentinels, 4 x 5 coordinates, then the class, then the marker
+    assert tokenizer.encode(["human"])[0].tolist() == [27]
 
 
 def test_existing_checkpoint_is_never_overwritten(dataset: Path, tmp_path: Path) -> None:

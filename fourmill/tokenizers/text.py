@@ -1,9 +1,10 @@
-"""Text tokenizer: captions and detected objects as WordPiece ids, in 4M's vocabulary layout.
+"""Text tokenizer: captions, objects, palettes and metadata as WordPiece ids, in 4M's vocabulary layout.
 
 The only module that imports Hugging Face's `tokenizers`. Invariants: ids have no end marker and never pass
 `max_tokens`; objects are never cut in two; text of strangers cannot spell a control token.
 
-    0 [PAD]  1 [UNK]  2 [SOS]  3 [EOS]  then [S_0]… sentinels, v0=0… v1=0… v2=0… v3=0… coordinates, class names, pieces
+    0 [PAD]  1 [UNK]  2 [SOS]  3 [EOS]  then [S_0]… sentinels, v0=0… v1=0… v2=0… v3=0… numbers, class names, markers,
+    pieces
 """
 
 from __future__ import annotations
@@ -11,48 +12,55 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from fourmill.pipeline.codecs import token_dtype
 from fourmill.pipeline.component import ComponentConfig
-from fourmill.tokenizers import boxes
 from fourmill.tokenizers.base import Tokenizer, TokenizerConfig
 from fourmill.tokenizers.files import read_file
+from fourmill.tokenizers.sequences import boxes, palettes
+from fourmill.tokenizers.sequences.bins import plain
+from fourmill.tokenizers.sequences.formats import FORMATS, Format
 
 log = logging.getLogger(__name__)
 
 FILE = "tokenizer.json"
 _MAX_ALPHABET = 1000  # characters; BERT's limit, so that rare scripts do not eat the vocabulary
 PAD, UNK, SOS, EOS = "[PAD]", "[UNK]", "[SOS]", "[EOS]"
-# Control tokens as a stranger might write them; splitting the word keeps the letters and breaks the spell.
-_CONTROL = re.compile(r"\[(?=(?:PAD|UNK|SOS|EOS|S_[0-9]+)\])|(?<=v[0-3])=(?=[0-9])")
+# Words of 4M's serialisations; a vocabulary in which each is one token makes its rows as short as 4M's.
+MARKERS = ("point", "polygon", "none", "human", "pose", "global", "camera", "shape")
 
 
-class TextTokenizerConfig(TokenizerConfig):
-    """Configuration of a text tokenizer."""
+class SequenceTokenizerConfig(TokenizerConfig):
+    """Configuration of every tokenizer that makes text tokens; `checkpoint` is the vocabulary, a folder or a file."""
 
-    max_tokens: int = 256
+    max_tokens: int = Field(default=256, ge=1)
     """Longest row stored, in ids; longer texts are cut, objects at the border between two (4M: 256)."""
-    min_score: float = boxes.MIN_SCORE
-    """Detections below it are left out (4M: 0.6). No effect on text."""
 
 
-class TextTokenizer(Tokenizer):
-    """WordPiece ids of `caption`, `alt_text` (str) and `det` (list of objects)."""
+class SequenceTokenizer(Tokenizer):
+    """A vocabulary, phrases to rows of ids, and rows to text. Subclasses make the phrases and read the text."""
 
-    Config: ClassVar[type[ComponentConfig]] = TextTokenizerConfig
-    version = 1
+    Config: ClassVar[type[ComponentConfig]] = SequenceTokenizerConfig
     gpus = 0.0
-    config: TextTokenizerConfig  # type: ignore[assignment]
+    config: SequenceTokenizerConfig  # type: ignore[assignment]
+
+    def __init__(self, name: str, config: ComponentConfig) -> None:
+        super().__init__(name, config)
+        self._cut: list[int] = []  # phrases left out of each row that was too long
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
-        return open_tokenizer(read_file(self.checkpoint, FILE), f"{FILE} of checkpoint {self.config.checkpoint!r}")
+        """In a folder `tokenizer.json`; or the file itself, as 4M's text_tokenizer_4m_wordpiece_30k.json comes."""
+        place = Path(self.checkpoint.location)
+        data = place.read_bytes() if place.is_file() else read_file(self.checkpoint, FILE)
+        return open_tokenizer(data, f"the vocabulary {self.config.checkpoint!r}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_tokenizer"}
@@ -66,42 +74,38 @@ class TextTokenizer(Tokenizer):
 
     @functools.cached_property
     def bins(self) -> int:
-        """Values of a coordinate, as the vocabulary has them."""
+        """Values of each kind of number word, as the vocabulary has them."""
         return count_tokens(self._tokenizer, "v0={}")
 
-    def encode(self, values: Any) -> list[np.ndarray]:
-        """B texts, or B lists of objects -> B arrays (n,), n <= max_tokens; an empty array for nothing."""
-        rows = [self._objects(v) for v in values] if self.source == "det" else self._texts(values)
-        return [np.asarray(row, dtype=token_dtype(self.vocabulary)) for row in rows]
+    @property
+    def whole(self) -> bool:
+        """Whether a row is cut only between two phrases."""
+        return True
 
-    def decode(self, tokens: Sequence[np.ndarray]) -> list[Any]:
-        """B arrays of ids -> B texts, or B lists of objects with score 1; what is no object is dropped and logged."""
-        return [self.parse(row)[0] if self.source == "det" else self._text(row) for row in tokens]
+    def take_notes(self) -> list[str]:
+        cut, self._cut = self._cut, []
+        what = f" ({sum(cut)} objects left out)" if self.whole else ""
+        return [f"{self.name}: {len(cut)} rows cut at {self.config.max_tokens} tokens{what}"] if cut else []
 
-    def parse(self, tokens: np.ndarray) -> tuple[list[dict[str, Any]], list[str]]:
-        """Objects in a row of ids, and what of it was not one; never fails for ids of the vocabulary."""
-        objects, problems = boxes.parse(self._text(tokens), self.bins)
-        if problems:
-            log.debug("%s: %d pieces are not objects, such as %s", self.name, len(problems), problems[0])
-        return objects, problems
+    def rows(self, phrases: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """The phrases of B values -> B arrays of ids (n,), n <= max_tokens."""
+        flat = [phrase for row in phrases for phrase in row]
+        encoded = iter(self._tokenizer.encode_batch(flat, add_special_tokens=False))
+        return [self._row([next(encoded).ids for _ in row]) for row in phrases]
 
-    def _texts(self, values: Sequence[str]) -> list[list[int]]:
-        for value in values:
-            if not isinstance(value, str):
-                raise ValueError(f"{self.name}: a {self.source} of type {type(value).__name__}; str is needed")
-        encoded = self._tokenizer.encode_batch([plain(value) for value in values], add_special_tokens=False)
-        return [item.ids[: self.config.max_tokens] for item in encoded]
-
-    def _objects(self, objects: Sequence[dict[str, Any]]) -> list[int]:
-        phrases = boxes.serialise(objects, self.bins, self.config.min_score)
+    def _row(self, phrases: Sequence[list[int]]) -> np.ndarray:
         row: list[int] = []
-        for item in self._tokenizer.encode_batch(phrases, add_special_tokens=False):
-            if len(row) + len(item.ids) > self.config.max_tokens:
-                break  # the nearest objects come first; one that fits behind a longer one would break the order
-            row += item.ids
-        return row
+        for number, ids in enumerate(phrases):
+            if len(row) + len(ids) > self.config.max_tokens:
+                # One that fits behind a longer one would break the order, such as nearest first.
+                row += [] if self.whole else ids[: self.config.max_tokens - len(row)]
+                self._cut.append(len(phrases) - number)
+                break
+            row += ids
+        return np.asarray(row, dtype=token_dtype(self.vocabulary))
 
-    def _text(self, tokens: np.ndarray) -> str:
+    def text(self, tokens: np.ndarray) -> str:
+        """What a row of ids says, up to its end marker; ValueError for ids beyond the vocabulary."""
         ids = np.asarray(tokens).astype(np.int64)
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocabulary:
             raise ValueError(f"{self.name}: ids {ids.min()}..{ids.max()}; 0..{self.vocabulary - 1} are known")
@@ -111,9 +115,74 @@ class TextTokenizer(Tokenizer):
         return str(self._tokenizer.decode(ids[~np.isin(ids, dropped)].tolist(), skip_special_tokens=False))
 
 
-def plain(text: str) -> str:
-    """`text` with words that spell a control token or a coordinate taken apart."""
-    return _CONTROL.sub(lambda match: f"{match[0]} ", text)
+class TextTokenizerConfig(SequenceTokenizerConfig):
+    """Configuration of a text tokenizer. Each setting after `max_tokens` names the sources it is for."""
+
+    min_score: float = boxes.MIN_SCORE
+    """det, instance: those below it are left out (4M: 0.6)."""
+    order: boxes.Order = "distance"
+    """det, instance: nearest to the top left corner first (4M), 'score' or 'area' for the best or largest first."""
+    colors: Literal["varied"] | Annotated[int, Field(ge=1, le=palettes.MOST)] = "varied"
+    """color_palette: how many, 1 to 7; 'varied': 1 to 7 as the palette's content falls (4M draws it)."""
+    tolerance: float = Field(default=0.005, ge=0, le=0.5)
+    """instance: how far an outline may be from the mask's, in sides of the picture; 0.005 is 1.1 pixels of 224."""
+    max_outlines: int = Field(default=4, ge=1)
+    """instance: most separate pieces of one object; the longest outlines are written."""
+    size: int = Field(default=224, ge=1, le=4096)
+    """instance: side of the masks that decoding gives back, in pixels. Tokens do not depend on it."""
+
+
+class TextTokenizer(SequenceTokenizer):
+    """Text tokens of the sources in the table of formats."""
+
+    Config: ClassVar[type[ComponentConfig]] = TextTokenizerConfig
+    version = 1
+    config: TextTokenizerConfig  # type: ignore[assignment]
+
+    def __init__(self, name: str, config: ComponentConfig) -> None:
+        super().__init__(name, config)
+        if self.source not in FORMATS:
+            raise ValueError(f"{name}: no text format for {self.source}; there are some for {', '.join(FORMATS)}")
+        used = {*SequenceTokenizerConfig.model_fields, *self.format.writes, *self.format.reads}
+        for setting in sorted(self.config.model_fields_set - used):
+            log.warning("%s: %s has no effect on %s", name, setting, self.source)
+
+    @property
+    def format(self) -> Format:
+        return FORMATS[self.source]
+
+    @property
+    def whole(self) -> bool:
+        return self.format.whole
+
+    def lineage(self) -> dict[str, Any]:
+        """Of the settings that came after `min_score`, only those that this source's text depends on, and only where
+        they are not the defaults: rows made before they existed are the same rows."""
+        lineage = super().lineage()
+        for name in ("order", "colors", "tolerance", "max_outlines", "size"):
+            default = TextTokenizerConfig.model_fields[name].default
+            if name not in self.format.writes or lineage["config"][name] == default:
+                lineage["config"].pop(name)
+        return lineage
+
+    def encode(self, values: Any) -> list[np.ndarray]:
+        """B values of the source -> B arrays (n,), n <= max_tokens; an empty array for nothing."""
+        settings = self._settings(self.format.writes)
+        return self.rows([self.format.serialise(value, self.bins, **settings) for value in values])
+
+    def decode(self, tokens: Sequence[np.ndarray]) -> list[Any]:
+        """B arrays of ids -> B values of the source; what is no part of one is dropped and logged."""
+        return [self.parse(row)[0] for row in tokens]
+
+    def parse(self, tokens: np.ndarray) -> tuple[Any, list[str]]:
+        """The value in a row of ids, and what of it was none; never fails for ids of the vocabulary."""
+        value, problems = self.format.parse(self.text(tokens), self.bins, **self._settings(self.format.reads))
+        if problems:
+            log.debug("%s: %d pieces cannot be read, such as %s", self.name, len(problems), problems[0])
+        return value, problems
+
+    def _settings(self, names: Iterable[str]) -> dict[str, Any]:
+        return {name: getattr(self.config, name) for name in names}
 
 
 def open_tokenizer(data: bytes, where: str) -> Any:
@@ -132,6 +201,8 @@ def open_tokenizer(data: bytes, where: str) -> Any:
         )
     if tokenizer.decoder is None:
         tokenizer.decoder = decoders.WordPiece()
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     return tokenizer
 
 
@@ -154,15 +225,17 @@ def train_text_tokenizer(
     num_sentinels: int,
     coordinate_bins: int,
     class_names: Sequence[str] = (),
+    markers: Sequence[str] = (),
 ) -> bytes:
     """A `tokenizer.json` with 4M's layout and word pieces learned from `texts`, lower-cased.
 
-    At most `vocabulary_size` entries; the same texts in any order give the same bytes. ValueError if the fixed entries
-    alone are more, or if a class name is not lower case or given twice.
+    `markers`: further words that are one token each, such as `MARKERS`. At most `vocabulary_size` entries; the same
+    texts in any order give the same bytes. ValueError if the fixed entries alone are more, or if a class name or marker
+    is not lower case or given twice.
     """
     from tokenizers import AddedToken, trainers
 
-    names = list(class_names)
+    names = [*class_names, *markers]
     bad = [name for name in names if name != name.lower() or not name.strip() or names.count(name) > 1]
     if bad:
         raise ValueError(f"bad class name {bad[0]!r}: lower case, not empty, and given once")

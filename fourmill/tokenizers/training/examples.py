@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fourmill.modalities import modality
+from fourmill.pipeline import masks
 from fourmill.pipeline.geometry import Crop, apply_crop
 from fourmill.pipeline.images import decode
 from fourmill.pipeline.manifest import Manifest, read_manifest
@@ -21,6 +22,7 @@ from fourmill.pipeline.splits import is_held_out
 from fourmill.pipeline.store import Store, open_store
 
 CROPS = "crop_settings"
+MIN_AREA = 0.0005  # share of the picture that a mask's box covers at least; 4M leaves smaller ones out
 
 
 class Examples(Protocol):
@@ -93,6 +95,39 @@ class ShardExamples:
             return shard.value(row, crop)
         box = Crop(*map(int, self._open(self.crops[number].name).value(row, crop)))
         return apply_crop(decode(shard.value(row)), box, self.size).transpose(2, 0, 1)
+
+
+class PartExamples(ShardExamples):
+    """The parts that a label's values hold: masks of instances as uint8 (size, size) within their box, or poses.
+
+    Every value is read once to number its parts; `max_shards` bounds that.
+    """
+
+    def _index(self, shards: Sequence[int]) -> tuple[list[str], list[int], list[tuple[int, int]]]:
+        keys, groups, where = super()._index(shards)
+        numbers: list[int] = []
+        self._parts: list[int] = []
+        for number, (group, place) in enumerate(zip(groups, where, strict=True)):
+            parts = _parts_of(self._open(self.records[group].name).value(*place), self.name)
+            numbers += [number] * len(parts)
+            self._parts += parts
+        return [keys[i] for i in numbers], [groups[i] for i in numbers], [where[i] for i in numbers]
+
+    def values(self, rows: Sequence[int]) -> list[Any]:
+        return [self._part(self._value(self.groups[i], *self._where[i])[self._parts[i]]) for i in rows]
+
+    def _part(self, item: dict[str, Any]) -> np.ndarray:
+        from fourmill.tokenizers.sam_instance import inside
+
+        return np.asarray(item["pose"], np.float32) if "pose" in item else inside(masks.decode(item["mask"]), self.size)
+
+
+def _parts_of(items: Sequence[dict[str, Any]], name: str) -> list[int]:
+    """Numbers of the items that hold a part; of masks those whose box is large enough to be tokenized."""
+    if name.startswith("human_poses"):
+        return list(range(len(items)))
+    sides = [(item["box"][2] - item["box"][0]) * (item["box"][3] - item["box"][1]) for item in items]
+    return [i for i, side in enumerate(sides) if side >= MIN_AREA and items[i]["area"] > 0]
 
 
 def single_generation(manifest: Manifest, name: str, dataset: str) -> dict[int, Record]:

@@ -1,154 +1,238 @@
-"""One training run of a spatial tokenizer: the loop, its state, and the watch over its codebook.
+"""One training run of a tokenizer's network: the loop, its state, and the watch over its codebook.
 
-Invariants: the weights are a function of configuration and examples; a run that was interrupted goes on from its saved
-state to the same weights; a collapsed codebook stops the run.
+Invariants: the weights are a function of configuration, examples and number of processes; a run that was interrupted
+goes on from its saved state to the same weights; a collapsed codebook or a loss that is no number stops the run before
+the state is saved.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import logging
+import contextlib
 import math
-import os
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from fourmill.tokenizers.config import SpatialCheckpointConfig, TrainTokenizerConfig
-from fourmill.tokenizers.examples import Examples, Order
-from fourmill.tokenizers.networks import SpatialNetwork
-from fourmill.tokenizers.sources import Source, source_of
+from fourmill.tokenizers.config import CheckpointConfig, TrainTokenizerConfig
+from fourmill.tokenizers.networks.vq import VQNetwork
+from fourmill.tokenizers.sources import source_of
+from fourmill.tokenizers.sources.base import Source
+from fourmill.tokenizers.spatial import SpatialCodec
+from fourmill.tokenizers.training.average import WeightAverage
+from fourmill.tokenizers.training.board import Board
+from fourmill.tokenizers.training.examples import Examples, Order
+from fourmill.tokenizers.training.health import CodebookCollapseError, CodebookHealth, perplexity_of, refuse_collapse
+from fourmill.tokenizers.training.objective import FIXED_CODES, Objective
+from fourmill.tokenizers.training.progress import Interruption, Meter
+from fourmill.tokenizers.training.starting import spread_latents, start_from_checkpoint
+from fourmill.tokenizers.training.state import read_state, write_state
+from fourmill.tokenizers.training.workers import Workers, join_workers
 
-log = logging.getLogger(__name__)
+__all__ = ["CodebookCollapseError", "Report", "SpatialTraining", "learning_rate", "perplexity_of", "size_at"]
 
 _FIRST = 64  # samples whose patches start the projections: some thousands of patches
 
 
-class CodebookCollapseError(RuntimeError):
-    """The codebook has come to a few codes; no checkpoint was written."""
+@dataclass(frozen=True)
+class Report:
+    """How far a run is. Loss, gradient norm and `health` of the codes: since the last report, the latter None as long
+    as nothing is quantized. `samples_per_s`: of the whole run, all processes together."""
+
+    modality: str
+    step: int
+    steps: int
+    loss: float
+    grad_norm: float
+    lr: float
+    samples_per_s: float
+    eta_s: float
+    health: CodebookHealth | None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.modality} step {self.step}/{self.steps}: loss {self.loss:.4f}, "
+            f"{self.health or 'not quantized yet'}, {self.samples_per_s:.0f} samples/s, {self.eta_s:.0f} s left"
+        )
 
 
 class SpatialTraining:
     """The state of one run: network, optimizer, step. `fit` brings it to the last step."""
 
     def __init__(
-        self, examples: Examples, rows: Sequence[int], config: TrainTokenizerConfig, settings: SpatialCheckpointConfig
+        self,
+        examples: Examples,
+        rows: Sequence[int],
+        config: TrainTokenizerConfig,
+        settings: CheckpointConfig,
+        progress: Callable[[Report], None] | None = None,
+        shown: Sequence[int] = (),
     ) -> None:
+        """`rows` are learned from, `shown` drawn in TensorBoard."""
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         torch.manual_seed(config.seed)
         self.config, self.settings, self.examples = config, settings, examples
         self.order = Order(rows, examples.groups, config.seed, config.shards_in_memory)
-        self.device = _device(config.device)
-        self.source: Source = source_of(settings)
-        grid = settings.network.grid
-        # 4M: a code is dead when used less than a 32nd of its fair share.
-        dead = config.batch_size * grid[0] * grid[1] / settings.network.vocabulary / 32
-        self.network = SpatialNetwork(settings, dead).to(self.device).train()
+        self.workers: Workers = join_workers(config.device, config.batch_size, config.accumulate)
+        if self.workers.count > 1 and settings.network.quantizer == "lfq":
+            # vector-quantize-pytorch 1.32 throws the sum over processes of its code frequencies away.
+            raise ValueError("quantizer 'lfq' learns in one process only; take 'fsq' or 'vq' for several")
+        self.device = self.workers.device
+        self.source: Source = source_of(settings, config.largest)
+        self.network = VQNetwork(settings, _dead_below(config)).to(self.device)
+        self.objective = Objective(self.network, self.source, config).to(self.device)
         self.optimizer = torch.optim.AdamW(_groups(self.network, config.weight_decay), config.lr, betas=(0.9, 0.99))
+        self.average = WeightAverage(self.network, config.ema)
+        self.unquantized = 0 if config.init else config.unquantized
         self.step, self.seconds, self.losses = 0, 0.0, list[float]()
-        self._window: list[float] = []
-        self._counts = np.zeros(settings.network.vocabulary, dtype=np.int64)
+        self.meter = Meter(settings.network, self.workers)
         if not self._restore():
-            self.network.start_from(self._inputs(self.order.batch(0, _FIRST)))
+            self._start()
+        sizes = settings.network  # memories before quantizing, the embedding of dropped codes in diffusion
+        self.wrapped = self.workers.wrap(self.objective, sizes.quantizer == "memcodes" or sizes.diffusion is not None)
+        self.progress = progress or (lambda report: None)
+        self.board = Board(config.tensorboard, self.step) if config.tensorboard and self.workers.is_first else None
+        self.shown = examples.values(shown) if self.board else []
+
+    def _start(self) -> None:
+        """The first weights; every process has the same."""
+        if self.config.init:
+            start_from_checkpoint(self.network, self.config)
+        else:
+            first = self.source.prepare(self.examples.values(self.order.batch(0, _FIRST)))
+            self.network.start_from(first.to(self.device))
+            if self.network.sizes.quantizer in FIXED_CODES:
+                spread_latents(self.network, first.to(self.device))
+        self.average = WeightAverage(self.network, self.config.ema)
+        if self.workers.rank:  # random numbers of its own from here on; those of the first follow from the seed as ever
+            torch.manual_seed(_seed(self.config.seed, self.workers.rank))
 
     def fit(self, until: int | None = None) -> None:
-        """Run to step `until`, or to the end; saves the state on the way where the configuration wants it."""
-        last = self.config.steps if until is None else until
-        while self.step < last:
-            started = time.perf_counter()
-            self._advance()
-            self.seconds += time.perf_counter() - started
-            if self.step % self.config.report_every == 0 or self.step == self.config.steps:
-                self._report()
-            if self.step % self.config.save_every == 0:
-                self.save()
+        """Run to step `until`, or to the end; saves the state on the way where the configuration wants it.
 
-    def _advance(self) -> None:
+        SIGTERM or Ctrl-C ends the step, saves the state and raises KeyboardInterrupt.
+        """
+        last = self.config.steps if until is None else until
+        with ThreadPoolExecutor(1) as reader, Interruption() as interruption:
+            ahead = reader.submit(self._inputs, self.step)
+            while self.step < last:
+                started = time.perf_counter()
+                ahead = self._advance(ahead, reader)
+                self.seconds += time.perf_counter() - started
+                if self.step % self.config.report_every == 0 or self.step == self.config.steps:
+                    self._report()
+                stopped = self.workers.agree(interruption.asked)
+                if self.step % self.config.save_every == 0 or stopped:
+                    self.save()
+                if stopped:
+                    raise KeyboardInterrupt(f"{self.config.modality} was stopped at step {self.step}")
+
+    def _advance(self, ahead: Future[list[Tensor]], reader: ThreadPoolExecutor) -> Future[list[Tensor]]:
+        """One step on the examples that `ahead` brings; begins to read those of the next."""
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, config)
-        inputs = self._inputs(self.order.batch(self.step, config.batch_size))
-        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=config.autocast):
-            if self.step < config.unquantized:
-                outputs_BCSS, ids_BL, commitment = self.network.unquantized(inputs), None, 0.0
-            else:
-                outputs_BCSS, ids_BL, commitment = self.network(inputs)
-        loss = self.source.loss(outputs_BCSS.float(), inputs) + commitment
+        parts, ahead = ahead.result(), reader.submit(self._inputs, self.step + 1)
         self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
+        for number, inputs in enumerate(parts):
+            last = number == len(parts) - 1
+            with contextlib.nullcontext() if last else self.workers.only_here(self.wrapped):
+                seed = _seed(config.seed, self.step, number, self.workers.rank)
+                loss, ids = self.wrapped(inputs.to(self.device), self.step >= self.unquantized, seed)
+                (loss / len(parts)).backward()
+            self.meter.add(loss.detach() / len(parts), ids)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
         self.optimizer.step()
         self.step += 1
-        self._window.append(float(loss.detach()))
-        if ids_BL is not None:
-            self._counts += np.bincount(ids_BL.flatten().cpu().numpy(), minlength=len(self._counts))
+        self.average.update(self.step)
+        self.meter.end_step(norm)
+        return ahead
 
-    def _inputs(self, rows: Sequence[int]) -> torch.Tensor:
-        return self.source.prepare(self.examples.values(rows)).to(self.device)
+    def _inputs(self, step: int) -> list[Tensor]:
+        """This process's prepared values of a step, part by part."""
+        rows, parts = self.order.batch(step, self.config.batch_size), self.config.accumulate
+        size = size_at(step, self.config)
+        mine = [self.workers.share(rows, part, parts) for part in range(parts)]
+        return [self.source.resize(self.source.prepare(self.examples.values(part)), size) for part in mine]
 
     def _report(self) -> None:
-        loss = float(np.mean(self._window))
-        perplexity = perplexity_of(self._counts)
-        if not math.isfinite(loss):
-            raise RuntimeError(f"the loss of {self.config.modality} is {loss} at step {self.step}; lower lr")
-        codes = f"{perplexity:.0f} codes in effect" if self._counts.any() else "not quantized yet"
-        where = f"{self.config.modality} step {self.step}/{self.config.steps}"
-        log.info("%s: loss %.4f, %s, %.0f s", where, loss, codes, self.seconds)
-        self.losses.append(loss)
-        self._window.clear()
-        self._counts[:] = 0
-        if self.step >= max(self.config.warmup, self.config.unquantized) + self.config.report_every:
-            refuse_collapse(perplexity, self.config, self.step)
+        config = self.config
+        losses, norms, health = self.meter.drain(self.step, config)
+        report = Report(
+            modality=config.modality,
+            step=self.step,
+            steps=config.steps,
+            loss=float(np.mean(losses)),
+            grad_norm=float(np.mean(norms)),
+            lr=learning_rate(self.step - 1, config),
+            samples_per_s=config.batch_size * self.step / max(self.seconds, 1e-9),
+            eta_s=(config.steps - self.step) * self.seconds / self.step,
+            health=health,
+        )
+        self.losses.append(report.loss)
+        if self.workers.is_first:
+            self.progress(report)
+        if self.board:
+            self._draw(report)
+        if health and self.step >= max(config.warmup, self.unquantized) + config.report_every:
+            refuse_collapse(health, config, self.step)
+
+    def _draw(self, report: Report) -> None:
+        assert self.board is not None
+        names = ("loss", "lr", "grad_norm", "samples_per_s")
+        values = {f"train/{name}": getattr(report, name) for name in names}
+        if report.health:
+            values |= {f"codebook/{name}": getattr(report.health, name) for name in ("usage", "perplexity", "entropy")}
+        self.board.scalars(report.step, values)
+        if self.shown and report.health:
+            with self.average.applied():
+                codec = SpatialCodec(self.settings, self.network.eval(), self.source, self.device)
+                self.board.pictures(report.step, codec, self.shown)
+            self.objective.train()
 
     def save(self) -> None:
-        """Replace the saved state by the present one; whole or not at all."""
+        """Replace the saved state by the present one; whole or not at all. All processes take part."""
         if self.config.state is None:
             return
-        path = Path(self.config.state) / "state.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state = {
-            "run": _identity(self.config, self.settings),
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator": torch.get_rng_state(),  # dead codes are restarted from it
-            "cuda": torch.cuda.get_rng_state_all() if self.device.startswith("cuda") else [],
-            "progress": [self.step, self.seconds, self.losses, self._window, self._counts.tolist()],
-        }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        waiting = path.with_suffix(".partial")
-        waiting.write_bytes(buffer.getvalue())
-        os.replace(waiting, path)
+        self.meter.check(self.step, self.config)
+        generators = self.workers.gather(
+            [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.device)] if "cuda" in self.device else [])]
+        )
+        progress = [self.step, self.seconds, self.losses, *self.meter.state_dict()]
+        if not self.workers.is_first:
+            return
+        facts = {"average": self.average.state_dict(), "generators": generators, "progress": progress}
+        write_state(self.config, self.settings, self.network, self.optimizer, facts)
 
     def _restore(self) -> bool:
         """Whether there was a state to go on from."""
-        path = Path(self.config.state or "") / "state.pt"
-        if self.config.state is None or not path.is_file():
+        facts = read_state(self.config, self.settings, self.network, self.optimizer, self.device)
+        if facts is None:
             return False
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["run"] != _identity(self.config, self.settings):
-            raise ValueError(f"{path} is of another run; remove it or give another `state` folder")
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["generator"].cpu())
-        if state["cuda"]:
-            torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
-        self.step, self.seconds, self.losses, self._window, counts = state["progress"]
-        self._counts = np.asarray(counts, dtype=np.int64)
-        log.info("%s goes on from step %d", self.config.modality, self.step)
+        self.average.load_state_dict(facts["average"])
+        self.step, self.seconds, self.losses, *meter = facts["progress"]
+        self.meter.load_state_dict(meter, self.workers.is_first)
+        if self.workers.rank >= len(facts["generators"]):  # there are more processes than when it was saved
+            torch.manual_seed(_seed(self.config.seed, self.workers.rank, self.step))
+            return True
+        generator, *cuda = facts["generators"][self.workers.rank]
+        torch.set_rng_state(generator.cpu())
+        if cuda and "cuda" in self.device:
+            torch.cuda.set_rng_state(cuda[0].cpu(), self.device)
         return True
 
 
-def _identity(config: TrainTokenizerConfig, settings: SpatialCheckpointConfig) -> str:
-    """What must be equal for a state to be gone on from; where files lie and how often is reported is not."""
-    chosen = config.model_dump_json(exclude={"out", "state", "save_every", "eval_samples", "licence", "num_threads"})
-    return hashlib.sha256((chosen + settings.model_dump_json()).encode()).hexdigest()
+def size_at(step: int, config: TrainTokenizerConfig) -> int:
+    """Side of the values of a step: one of `sizes`, a function of seed and step."""
+    if not config.sizes:
+        return config.network.size
+    return int(config.sizes[np.random.default_rng([config.seed, step]).integers(len(config.sizes))])
 
 
 def learning_rate(step: int, config: TrainTokenizerConfig) -> float:
@@ -159,7 +243,13 @@ def learning_rate(step: int, config: TrainTokenizerConfig) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def _groups(network: SpatialNetwork, weight_decay: float) -> list[dict[str, Any]]:
+def _dead_below(config: TrainTokenizerConfig) -> float:
+    """Uses at one move of the codebook's averages below which a code is dead: a 32nd of its fair share, as 4M's."""
+    rows, columns = config.network.grid_of(config.largest)
+    return config.batch_size * rows * columns / config.network.vocabulary / 32 / config.accumulate
+
+
+def _groups(network: VQNetwork, weight_decay: float) -> list[dict[str, Any]]:
     trained = [p for p in network.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim > 1]
     return [
@@ -168,21 +258,6 @@ def _groups(network: SpatialNetwork, weight_decay: float) -> list[dict[str, Any]
     ]
 
 
-def _device(name: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def perplexity_of(counts: np.ndarray) -> float:
-    """exp(entropy) of a histogram: the number of equally used codes that would be as varied."""
-    shares = counts[counts > 0] / max(int(counts.sum()), 1)
-    return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
-def refuse_collapse(perplexity: float, config: TrainTokenizerConfig, step: int) -> None:
-    """Raise `CodebookCollapseError` if fewer codes than configured are in effective use."""
-    if perplexity < config.min_perplexity:
-        raise CodebookCollapseError(
-            f"the codebook of {config.modality} has collapsed: {perplexity:.1f} of {config.network.vocabulary} codes "
-            f"in effective use at step {step}, fewer than min_perplexity={config.min_perplexity:g}. Look at the "
-            f"labels (all alike?), lower lr or latent_dim, or set a smaller codebook"
-        )
+def _seed(*parts: int) -> int:
+    """A seed of 63 bits from numbers."""
+    return int(np.random.SeedSequence(list(parts)).generate_state(1, np.uint64)[0] >> 1)
