@@ -165,9 +165,9 @@ def train_tokenizer(config: ConfigOption, overrides: Overrides = None) -> int:
     """Train one tokenizer from the label shards of a dataset."""
     from fourmill.config import load_config
     from fourmill.tokenizers.config import TrainTokenizerConfig
-    from fourmill.tokenizers.training import train_tokenizer as train
+    from fourmill.tokenizers.training.run import train_tokenizer as train
 
-    print(train(load_config(config, overrides or [], TrainTokenizerConfig)))
+    print(train(load_config(config, overrides or [], TrainTokenizerConfig), progress=print))
     return 0
 
 
@@ -211,15 +211,78 @@ def evaluate_labels(
     return run_evaluate_labels(dataset, truth, names, count, out, as_json, depth_unit, eigen_crop)
 
 
+TokenModalities = Annotated[str | None, typer.Option("--modality", help="Only these: tok_depth,tok_rgb,…")]
+WithConfig = Annotated[
+    str | None, typer.Option("--config", "-c", help="Configuration that names tokenizers; else the manifest's lineage.")
+]
+Checkpoints = Annotated[
+    list[str] | None, typer.Option("--checkpoint", help="Where weights lie now: tok_depth=PATH; may be repeated.")
+]
+
+
+@evaluate_app.command("tokens")
+def evaluate_tokens(
+    dataset: Dataset,
+    truth: Annotated[
+        str | None, typer.Option(help="Truth as of `evaluate labels`; else scenes rendered again.")
+    ] = None,
+    modality: TokenModalities = None,
+    count: Annotated[int, typer.Option(help="Samples decoded, chosen by the hash of their keys.", min=1)] = 512,
+    config: WithConfig = None,
+    checkpoint: Checkpoints = None,
+    rfid_network: Annotated[
+        str | None, typer.Option(help="Local folder of a timm network, for a Fréchet distance of its features.")
+    ] = None,
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="JSON file; - prints it instead of the table.")
+    ] = None,
+    html: Annotated[
+        str | None, typer.Option("--html", "-o", "--out", help="HTML page with the worst reconstructions pictured.")
+    ] = None,
+) -> int:
+    """Decode tokens and compare them with labels and truth; use of codes, bits. Exit code 1 if nothing was compared.
+
+    fourmill evaluate tokens runs/demo/dataset --truth runs/demo/corpus --html tokens.html
+    """
+    from fourmill.evaluate.command import run_evaluate_tokens
+
+    names, loaded = modality.split(",") if modality else None, _decoding_config(config, dataset)
+    return run_evaluate_tokens(dataset, truth, names, count, loaded, checkpoint or (), rfid_network, json_file, html)
+
+
+def _decoding_config(path: str | None, dataset: str) -> Any:
+    from fourmill.config import load_config
+
+    return load_config(path, [f"dataset={dataset}"]) if path else None
+
+
+@app.command()
+def decode(
+    dataset: Dataset,
+    key: Annotated[str, typer.Argument(help="The sample's key.")],
+    out: Annotated[str, typer.Option("-o", "--out", help="Folder or s3:// URI for the files.")],
+    modality: TokenModalities = None,
+    crop: Annotated[int, typer.Option(help="Which of the sample's crops.", min=0)] = 0,
+    config: WithConfig = None,
+    checkpoint: Checkpoints = None,
+) -> int:
+    """One sample's tokens back to pictures, boxes and texts. Exit code 1 if some could not be decoded.
+
+    fourmill decode runs/demo/dataset 00000000000000000042 -o decoded
+    """
+    from fourmill.evaluate.command import run_decode
+
+    names = modality.split(",") if modality else None
+    return run_decode(dataset, key, out, names, crop, _decoding_config(config, dataset), checkpoint or ())
+
+
 @app.command()
 def report(
     dataset: Dataset,
     out: Annotated[
         str, typer.Option("-o", "--out", help="The HTML file; a PNG contact sheet goes beside it.")
     ] = "report.html",
-    config: Annotated[
-        str | None, typer.Option("--config", "-c", help="Configuration with the tokenizers, to decode tokens.")
-    ] = None,
+    config: WithConfig = None,
     checkpoint: Annotated[str | None, typer.Option(help="A trained 4M, to show what it predicts from RGB.")] = None,
     truth: Annotated[
         str | None, typer.Option(help="Truth as of `evaluate labels`; else scenes rendered again.")

@@ -8,6 +8,17 @@
     labels.py              the pass over a dataset's shards
     results.py, page.py    what it found: typed, as JSON, as a table, as HTML with the worst samples pictured
 
+And what tokens keep of labels: `fourmill evaluate tokens`, `fourmill decode`.
+
+    tokens_rebuild.py      tokenizers brought back from a manifest
+    tokens_sources.py      the table of modalities: how a reconstruction is measured, drawn and written
+    tokens_dense.py, tokens_rgb.py, tokens_objects.py, tokens_words.py    the measures
+    tokens_codes.py        use of codes, and bits
+    tokens_rows.py         rows of a shard side by side, and which rows are looked at
+    tokens.py, tokens_tally.py            the pass over a dataset's shards
+    tokens_results.py, tokens_page.py     what it found
+    tokens_decode.py       one sample's tokens as files
+
 Invariant: nothing is left out silently. Values that are missing, quarantined, without truth or unusable are counted,
 and classes that only one side knows are listed.
 """

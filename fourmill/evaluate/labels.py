@@ -6,7 +6,6 @@ version that was not redone) are measured apart.
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from fourmill.evaluate.dense import DepthMeasure, NormalMeasure, SemsegMeasure
 from fourmill.evaluate.measure import IncomparableError, Measure
 from fourmill.evaluate.objects import DetMeasure, InstanceMeasure, SamMeasure
 from fourmill.evaluate.panoptic import PanopticMeasure
-from fourmill.evaluate.results import Evaluation, LabelScore, Place
+from fourmill.evaluate.results import Evaluation, LabelScore, Place, Worst
 from fourmill.evaluate.truth import DepthFiles, Truth, TruthSource, open_truth
 from fourmill.evaluate.words import CaptionMeasure, CaptionsMeasure, RetrievalMeasure, text_encoder
 from fourmill.modalities import modality, unknown
@@ -25,7 +24,7 @@ from fourmill.pipeline.manifest import Manifest, read_manifest
 from fourmill.pipeline.shards import Shard, read_shard
 from fourmill.pipeline.store import Store, open_store
 
-_MEASURES: dict[str, type[Measure]] = {
+MEASURES: dict[str, type[Measure]] = {
     "depth": DepthMeasure,
     "normal": NormalMeasure,
     "semseg": SemsegMeasure,
@@ -36,8 +35,9 @@ _MEASURES: dict[str, type[Measure]] = {
     "caption": CaptionMeasure,
     "captions": CaptionsMeasure,
 }
+"""Which measure takes the labels of a modality; `clip_global` needs an encoder of texts besides."""
 _MOST_REASONS = 20
-MEASURED = (*_MEASURES, "clip_global")
+MEASURED = (*MEASURES, "clip_global")
 """Modalities that can be compared with truth."""
 
 
@@ -90,7 +90,7 @@ class _Tally:
     missing: int = 0
     without_truth: int = 0
     unusable: Counter[str] = field(default_factory=Counter)
-    worst: list[tuple[float, int, Place]] = field(default_factory=list)
+    worst: Worst = field(default_factory=Worst)
 
 
 class _Walk:
@@ -124,7 +124,7 @@ class _Walk:
         record = self.manifest.records[name, int(shard.meta["shard"])]
         if (name, record.producer) not in self.tallies:
             producer = self.manifest.producers.get(record.producer, {})
-            tally = _Tally(None, described(producer))
+            tally = _Tally(None, described(producer), worst=Worst(self.worst))
             try:
                 tally.measure = self._measure(name, shard, producer)
             except IncomparableError as error:
@@ -136,7 +136,7 @@ class _Walk:
         base = modality(name).name
         if base == "clip_global":
             return RetrievalMeasure(shard.spec, self.source, self.size, text_encoder(producer))
-        return _MEASURES[base](shard.spec, self.source, self.size)
+        return MEASURES[base](shard.spec, self.source, self.size)
 
     def _sample(
         self,
@@ -153,7 +153,7 @@ class _Walk:
             try:
                 truth = self.source.find(at.key, source, parts)
             except ValueError as error:
-                _count(self.bad_truth, error)
+                count_reason(self.bad_truth, error)
         self.samples += truth is not None
         for index in range(crops.spec.crops):
             crop = views.get(index)
@@ -171,17 +171,13 @@ class _Walk:
                 return
             badness = tally.measure.add(label, truth) if tally.measure and truth else None
         except (ValueError, KeyError, TypeError) as error:
-            _count(tally.unusable, error)
+            count_reason(tally.unusable, error)
             return
         if badness is None:
             tally.without_truth += 1
             return
         tally.compared += 1
-        # The number keeps equal values in order, and keeps heapq from comparing places.
-        entry = (badness, -tally.compared, Place(at.key, at.shard, at.row, crop, badness))
-        heapq.heappush(tally.worst, entry)
-        if len(tally.worst) > self.worst:
-            heapq.heappop(tally.worst)
+        tally.worst.add(Place(at.key, at.shard, at.row, crop, badness))
 
     def outcome(self) -> Evaluation:
         scores = [_score(name, tally) for (name, _), tally in sorted(self.tallies.items(), key=self._order)]
@@ -202,7 +198,7 @@ class _Row:
     key: str
 
 
-def _count(reasons: Counter[str], error: Exception) -> None:
+def count_reason(reasons: Counter[str], error: Exception) -> None:
     """Count an error by its text; after so many different ones, the rest together."""
     reason = str(error) if isinstance(error, ValueError) else repr(error)
     reasons[reason if reason in reasons or len(reasons) < _MOST_REASONS else "other reasons"] += 1
@@ -228,7 +224,7 @@ def _score(name: str, tally: _Tally) -> LabelScore:
         unmatched_labels=tuple(strangers),
         unmatched_truth=tuple(unknown_truth),
         notes=tuple(measure.notes()),
-        worst=tuple(place for _, _, place in sorted(tally.worst, reverse=True)),
+        worst=tally.worst.places,
         **fields,
     )
 

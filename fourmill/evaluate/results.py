@@ -5,6 +5,7 @@ Invariant: figures that could not be taken are None in JSON and '–' in print, 
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,15 @@ _TITLES = {
     "bleu4": "BLEU-4",
     "rouge_l": "ROUGE-L",
     "phrase_f1": "phrase F1",
+    "psnr_db": "PSNR dB",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "frechet": "Fréchet distance,",
+    "f1": "F1",
+    "matched_iou": "matched IoU",
+    "mask_iou": "mask IoU",
+    "joint_angle": "joint angle °",
+    "in_bin": "in bin",
 }
 _DEGREES = ("mean", "median")
 
@@ -39,6 +49,27 @@ class Place:
     row: int
     crop: int
     badness: float
+
+
+class Worst:
+    """The worst of the places it is given; of equally bad ones the first."""
+
+    def __init__(self, most: int = 3) -> None:
+        self._most = most
+        self._heap: list[tuple[float, int, Place]] = []
+        self._seen = 0
+
+    def add(self, place: Place) -> None:
+        self._seen += 1
+        # The number keeps equal values in order, and keeps heapq from comparing places.
+        heapq.heappush(self._heap, (place.badness, -self._seen, place))
+        if len(self._heap) > self._most:
+            heapq.heappop(self._heap)
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The worst first."""
+        return tuple(place for _, _, place in sorted(self._heap, reverse=True))
 
 
 @dataclass(frozen=True)
@@ -66,7 +97,7 @@ class LabelScore:
     worst: tuple[Place, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return dict(_finite(asdict(self)))
+        return dict(finite(asdict(self)))
 
     def summary(self) -> str:
         """The figures in one line."""
@@ -121,11 +152,11 @@ def title(name: str) -> str:
     return f"{name} °" if name in _DEGREES else name.replace("_", " ")
 
 
-def shown(value: float) -> str:
+def shown(value: float, digits: int = 3) -> str:
     """A figure in print."""
     if math.isnan(value):
         return "–"
-    return f"{value:.0f}" if value > 1 and value == int(value) else f"{value:.3f}"
+    return f"{value:.0f}" if value > 1 and value == int(value) else f"{value:.{digits}f}"
 
 
 def _few(names: tuple[str, ...]) -> str:
@@ -133,12 +164,13 @@ def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names[:6]) + rest
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A tree of plain values with None for numbers that JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+        return {k: finite(v) for k, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def print_table(evaluation: Evaluation) -> None:

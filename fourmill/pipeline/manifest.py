@@ -11,6 +11,7 @@ snapshot they opened.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -37,7 +38,7 @@ class Manifest:
     records: dict[tuple[str, int], Record] = field(default_factory=dict)
     producers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property  # a snapshot never changes, and a scan of a large one takes a while
     def modalities(self) -> list[str]:
         return sorted({name for name, _ in self.records})
 
@@ -45,7 +46,7 @@ class Manifest:
         """The records of one modality, by shard."""
         return [r for (name, _), r in sorted(self.records.items()) if name == modality]
 
-    @property
+    @functools.cached_property
     def shards(self) -> list[int]:
         return sorted({shard for _, shard in self.records})
 

@@ -1,6 +1,6 @@
-"""How far decoded tokens and predictions are from what they should be, for the report's table.
+"""How far predictions are from what they should be, for the report's table.
 
-Labels against truth are measured by `fourmill.evaluate`. Depth: AbsRel = mean |d - t| / t, and delta1 = share of pixels
+Labels and tokens are measured by `fourmill.evaluate`. Depth: AbsRel = mean |d - t| / t, and delta1 = share of pixels
 with max(d/t, t/d) < 1.25 (Eigen et al., 2014), after aligning the median as is usual for depth without scale.
 Segmentation: pixel accuracy and mIoU over the classes that occur. Features: mean cosine. RGB: PSNR in dB.
 """
@@ -87,12 +87,8 @@ _FIGURES: dict[str, Callable[[Any], str]] = {
     "rgb": _psnr_figures,
 }
 _COMPARISONS = [
-    ("depth", "decoded", "label"),
     ("depth", "predicted", "truth"),
-    ("semseg", "decoded", "label"),
     ("semseg", "predicted", "truth"),
-    ("clip", "decoded", "label"),
     ("clip", "predicted", "label"),
-    ("rgb", "decoded", "label"),
     ("rgb", "predicted", "label"),
 ]

@@ -20,29 +20,25 @@ from PIL import Image
 from fourmill.config import Config
 from fourmill.evaluate.labels import crop_size, evaluate_labels
 from fourmill.evaluate.page import section, true_objects, true_segments
+from fourmill.evaluate.tokens.page import Loaded, tokens_section
+from fourmill.evaluate.tokens.rebuild import Rebuilt, producers_of
+from fourmill.evaluate.tokens.run import evaluate_tokens, rebuild_all
+from fourmill.evaluate.tokens.sources import SOURCES as TOKEN_SOURCES
+from fourmill.evaluate.tokens.sources import Backdrop, painted, reference_of
 from fourmill.evaluate.truth import PARTS, Truth, TruthSource, open_truth
+from fourmill.modalities import Kind, modality
 from fourmill.pipeline import images, measures
 from fourmill.pipeline.geometry import Crop, apply_crop
 from fourmill.pipeline.inspect import ModalitySummary, summarise
 from fourmill.pipeline.manifest import Manifest, read_manifest
 from fourmill.pipeline.page import data_uri, rendered, whole_page
-from fourmill.pipeline.pictures import (
-    FeaturePainter,
-    box_picture,
-    class_picture,
-    contact_sheet,
-    depth_picture,
-    normal_picture,
-    segments_picture,
-    text_picture,
-)
+from fourmill.pipeline.pictures import contact_sheet, segments_picture, text_picture
 from fourmill.pipeline.shards import read_shard
 from fourmill.pipeline.splits import is_held_out
 from fourmill.pipeline.store import Store, open_store
-from fourmill.tokenizers import TOKENIZERS
 
-SEGMENTS = ("panoptic", "instance", "sam_instance")
-PICTURED = ("rgb", "depth", "normal", "semseg", *SEGMENTS, "det", "clip")
+_FIRST = ("rgb", "depth", "normal", "semseg", "panoptic", "instance", "sam_instance", "det", "clip")
+PICTURED = (*_FIRST, *(name for name, kind in TOKEN_SOURCES.items() if kind.draw and name not in _FIRST))
 LABELS = (*PICTURED[1:], "caption", "alt_text")
 SOURCES = ("truth", "label", "decoded", "predicted")
 HEADINGS = {
@@ -59,10 +55,11 @@ _MEASURED = 64  # held-out samples that figures are taken over; the dozen shown 
 @dataclass
 class SampleViews:
     """All views of one sample at its first crop: `values[modality][source]`, sources as in `SOURCES`; `rgb` is uint8
-    (S, S, 3)."""
+    (S, S, 3). `producers`: who made each modality's value."""
 
     key: str
     crop: Crop
+    producers: dict[str, str] = field(default_factory=dict)
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def get(self, modality: str, source: str) -> Any:
@@ -83,8 +80,8 @@ def write_report(
 ) -> tuple[Path, Path]:
     """Write the page at `out` and the contact sheet beside it; returns both paths.
 
-    Tokens are decoded if `config` names their tokenizers; predictions are shown if `checkpoint` is a trained 4M.
-    `truth`: where it lies; without it, that of scenes.
+    Tokens are decoded by the tokenizers of `config`, else by those that the manifest names; predictions are shown if
+    `checkpoint` is a trained 4M. `truth`: where it lies; without it, that of scenes.
     """
     store = open_store(dataset)
     manifest = read_manifest(store)
@@ -92,17 +89,18 @@ def write_report(
     samples = collect(store, manifest, wanted, max(count, _MEASURED))
     source = open_truth(truth)
     _add_truth(samples, source)
-    decoders = _decoders(config)
-    _add_decoded(samples, decoders)
+    loaded = rebuild_all(manifest, producers_of(manifest), config)
+    _add_decoded(samples, loaded)
     if checkpoint:
-        _add_predictions(samples, checkpoint, decoders)
+        _add_predictions(samples, checkpoint, loaded)
     page = Path(out)
     page.parent.mkdir(parents=True, exist_ok=True)
     sheet = page.with_suffix(".png")
-    painted = _paint(samples[:count], samples)
-    _sheet(painted).save(sheet)
+    shown = _paint(samples[:count], samples)
+    _sheet(shown).save(sheet)
     against_truth = _labels_section(dataset, truth, source, wanted)
-    body = _body(dataset, manifest, samples, painted, _training(checkpoint), against_truth)
+    tokens = _tokens_section(dataset, truth, config, wanted, loaded)
+    body = _body(dataset, manifest, samples, shown, _training(checkpoint), against_truth, tokens)
     page.write_text(whole_page("Fourmill report", body), encoding="utf-8")
     return page, sheet
 
@@ -111,6 +109,16 @@ def _labels_section(dataset: str, truth: str | None, source: TruthSource, wanted
     """The figures of labels, and the worst of them; nothing if there is no truth."""
     evaluation = evaluate_labels(dataset, truth, count=_MEASURED, wanted=wanted)
     return section(evaluation, source) if evaluation.ok else ""
+
+
+def _tokens_section(
+    dataset: str, truth: str | None, config: Config | None, wanted: Callable[[str], bool], loaded: Loaded
+) -> Any:
+    """The figures of tokens, the use of their codes, and the worst of them; nothing if there are none."""
+    if not loaded:
+        return ""
+    found = evaluate_tokens(dataset, truth, count=_MEASURED, config=config, wanted=wanted, rebuilt=loaded)
+    return tokens_section(found, loaded)
 
 
 def collect(store: Store, manifest: Manifest, wanted: Callable[[str], bool], count: int) -> list[SampleViews]:
@@ -125,6 +133,7 @@ def collect(store: Store, manifest: Manifest, wanted: Callable[[str], bool], cou
             if len(found) < count and wanted(key):
                 sample = _views(key, row, open_shards)
                 if sample is not None:
+                    sample.producers = {m: manifest.records[m, shard].producer for m in names}
                     found.append(sample)
     return found
 
@@ -180,65 +189,48 @@ def _put_truth(sample: SampleViews, truth: Truth) -> None:
         sample.put("caption", "truth", truth.captions[0])
 
 
-def _decoders(config: Config | None) -> dict[str, Any]:
-    decoders: dict[str, Any] = {}
-    for name, options in (config.tokenizers if config else {}).items():
-        tokenizer = TOKENIZERS.build(name, options)
-        tokenizer.load("cpu")
-        decoders[name] = tokenizer
-    return decoders
+def _add_decoded(samples: Sequence[SampleViews], loaded: Loaded) -> None:
+    """Tokens decoded by whoever made them; what cannot be decoded is told in the section on tokens."""
+    for (name, producer), rebuilt in loaded.items():
+        having = [s for s in samples if s.get(name, "tokens") is not None and s.producers[name] == producer]
+        if having and isinstance(rebuilt, Rebuilt):
+            found = rebuilt.restore_each([s.get(name, "tokens") for s in having])
+            for sample, value in zip(having, found, strict=True):
+                if not isinstance(value, Exception):
+                    sample.put(rebuilt.tokenizer.source, "decoded", value[0])
 
 
-def _add_decoded(samples: Sequence[SampleViews], decoders: Mapping[str, Any]) -> None:
-    for name, tokenizer in decoders.items():
-        having = [s for s in samples if s.get(name, "tokens") is not None]
-        if having:
-            for sample, value in zip(having, tokenizer.decode([s.get(name, "tokens") for s in having]), strict=True):
-                sample.put(tokenizer.source, "decoded", value)
-
-
-def _add_predictions(samples: Sequence[SampleViews], checkpoint: str, decoders: Mapping[str, Any]) -> None:
+def _add_predictions(samples: Sequence[SampleViews], checkpoint: str, loaded: Loaded) -> None:
     from fourmill.model.predict import load_model, predict
 
     model = load_model(checkpoint)
     pixels = np.stack([s.get("rgb", "label") for s in samples]).transpose(0, 3, 1, 2)
+    decoders = {name: rebuilt for (name, _), rebuilt in loaded.items() if isinstance(rebuilt, Rebuilt)}
     targets = [name for name in model.architecture.domains_out if name in decoders]
     for name, tokens in predict(model, {"rgb": pixels}, targets, steps=_PREDICTION_STEPS).items():
-        values = decoders[name].decode([np.asarray(row) for row in tokens])
-        for sample, value in zip(samples, values, strict=True):
-            sample.put(decoders[name].source, "predicted", value)
+        found = decoders[name].restore_each([np.asarray(row) for row in tokens])
+        for sample, value in zip(samples, found, strict=True):
+            if not isinstance(value, Exception):
+                sample.put(decoders[name].tokenizer.source, "predicted", value[0])
 
 
 def _paint(shown: Sequence[SampleViews], reference: Sequence[SampleViews]) -> list[dict[tuple[str, str], np.ndarray]]:
     """For each sample, a picture for every (modality, source) that it has."""
-    features = [s.get("clip", "label") for s in reference if s.get("clip", "label") is not None]
-    painter = FeaturePainter(features) if features else None
-    return [_paint_one(sample, painter) for sample in shown]
+    features = [name for name in PICTURED if modality(name).kind is Kind.FEATURES]
+    painters = {n: reference_of(n, [v for s in reference if (v := s.get(n, "label")) is not None]) for n in features}
+    return [_paint_one(sample, painters) for sample in shown]
 
 
-def _paint_one(sample: SampleViews, painter: FeaturePainter | None) -> dict[tuple[str, str], np.ndarray]:
+def _paint_one(sample: SampleViews, painters: Mapping[str, Any]) -> dict[tuple[str, str], np.ndarray]:
     image = sample.get("rgb", "label")
     pictures: dict[tuple[str, str], np.ndarray] = {}
-    reference = (
-        sample.get("depth", "truth") if sample.get("depth", "truth") is not None else sample.get("depth", "label")
-    )
-    low, high = np.percentile(reference, [1, 99]) if reference is not None else (0.0, 1.0)
-    for modality in PICTURED:
-        for source, value in sample.values.get(modality, {}).items():
-            if modality == "rgb":
-                pictures[modality, source] = value
-            elif modality == "depth":
-                pictures[modality, source] = depth_picture(value, float(low), float(high))
-            elif modality == "normal":
-                pictures[modality, source] = normal_picture(value)
-            elif modality in SEGMENTS:
-                pictures[modality, source] = segments_picture(image, value)
-            elif modality == "semseg":
-                pictures[modality, source] = class_picture(value)
-            elif modality == "clip" and painter is not None:
-                pictures[modality, source] = painter.paint(value, len(image))
-            elif modality == "det":
-                pictures[modality, source] = box_picture(image, value)
+    for name in PICTURED:
+        views = {source: value for source in SOURCES if (value := sample.get(name, source)) is not None}
+        on = Backdrop(image, painters[name] if name in painters else reference_of(name, list(views.values())))
+        for source, value in views.items():
+            picture = segments_picture(image, value) if name == "panoptic" else painted(name, value, on)
+            if picture is not None:
+                pictures[name, source] = picture
     for source, text in sample.values.get("caption", {}).items():
         if source in SOURCES:
             pictures["caption", source] = text_picture(str(text))
@@ -274,10 +266,12 @@ def _body(
     painted: Sequence[Mapping[tuple[str, str], np.ndarray]],
     training: Mapping[str, Any] | None,
     against_truth: Any,
+    tokens: Any,
 ) -> Any:
     return rendered(
         Path(__file__).parent / "report.html.j2",
         labels_section=against_truth,
+        tokens_section=tokens,
         dataset=dataset,
         manifest=manifest,
         modalities=[_line(m) for m in summarise(manifest)],

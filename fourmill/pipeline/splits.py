@@ -7,5 +7,9 @@ import hashlib
 
 def is_held_out(key: str, fraction: float) -> bool:
     """Whether a sample is never trained on. Growing a dataset moves no sample; a larger share only adds."""
-    number = int.from_bytes(hashlib.sha256(b"held out\0" + key.encode()).digest()[:8], "big")
-    return number < fraction * 2.0**64
+    return held_out_rank(key) < fraction * 2.0**64
+
+
+def held_out_rank(key: str) -> int:
+    """The order in which keys are held out, the lowest first: below 2^64, as good as drawn at random."""
+    return int.from_bytes(hashlib.sha256(b"held out\0" + key.encode()).digest()[:8], "big")
