@@ -10,9 +10,13 @@ other.
 
 from __future__ import annotations
 
+import sys
+
+# Import from the root: benchmarks/tokenize.py, beside this file, would hide the standard library's.
+sys.path.insert(0, sys.path.pop(0).removesuffix("/benchmarks"))
+
 import argparse
 import functools
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,8 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fourmill.labelers import LABELERS
 from fourmill.labelers.sam_masks import stability

@@ -7,12 +7,13 @@ Compare with the labeling rate: rendering must not be what a demo waits for. Exp
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# Import from the root: benchmarks/tokenize.py, beside this file, would hide the standard library's.
+sys.path.insert(0, sys.path.pop(0).removesuffix("/benchmarks"))
+
+import argparse
+import time
 
 from fourmill.scenes import render
 

@@ -8,13 +8,14 @@ The figures of `fourmill labelers` (fourmill/labelers/catalogue.py) are this scr
 
 from __future__ import annotations
 
-import gc
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# Import from the root: benchmarks/tokenize.py, beside this file, would hide the standard library's.
+sys.path.insert(0, sys.path.pop(0).removesuffix("/benchmarks"))
+
+import gc
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
