@@ -35,7 +35,8 @@ def test_demo_makes_every_modality_and_a_sound_manifest(demo: Path) -> None:
     ingested = ["rgb", "alt_text", "source", "crop_settings"]
     segments = ["panoptic", "instance", "sam_instance"]
     labels = ["depth", "normal", "semseg", *segments, "det", "clip", "clip_global", "caption"]
-    tokens = ["tok_rgb", "tok_depth", "tok_semseg", "tok_clip", "tok_alt_text", "tok_caption", "tok_det"]
+    labels += ["canny_edge", "color_palette", "metadata"]
+    tokens = [f"tok_{name}" for name in (*labels, "rgb", "alt_text") if name != "panoptic"]
     assert manifest.modalities == sorted([*ingested, *labels, *tokens])
     assert {r.present for r in manifest.records.values()} == {40}
     assert verify(store, manifest).ok
@@ -46,7 +47,7 @@ def test_report_is_one_page_with_pictures_and_figures_and_fetches_nothing(demo: 
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     sizes = {Image.open(io.BytesIO(base64.b64decode(p))).size for p in pictures}
     assert len(pictures) > 4 * 12  # more than four pictures a sample
-    assert sizes == {(128, 128), (256, 256)}  # boxes are drawn at twice the size
+    assert sizes == {(128, 128), (256, 256), (144, 144), (224, 224)}  # boxes at twice the size, palettes, facts
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     teachers = ("depth", "normal", "semseg", "panoptic", "detection", "sam", "caption", "clip")
     for words in ("Labels against truth", *(f"demo:{name}" for name in teachers)):

@@ -21,41 +21,56 @@ from typing import Any
 import torch
 
 from fourmill.checkpoints import DEMO_FOLDER
-from fourmill.demo.tokenizer_scenes import EVALUATION_SEED, RECIPES, SIZE, TRAIN_SEED, Scenes, labels, measure
+from fourmill.demo.tokenizer_scenes import (
+    DEMO_SIZE,
+    EVALUATION_SEED,
+    RECIPES,
+    SIZE,
+    TRAIN_SEED,
+    examples_of,
+    measure,
+)
 from fourmill.scenes import CLASSES, SHAPES
 from fourmill.scenes.cache import open_cache
-from fourmill.tokenizers.config import SpatialNetworkConfig, TrainTokenizerConfig
-from fourmill.tokenizers.fitting import SpatialTraining
-from fourmill.tokenizers.text import FILE, train_text_tokenizer
-from fourmill.tokenizers.training import TrainResult, settings_of, train_spatial
+from fourmill.tokenizers.config import NetworkConfig, TrainTokenizerConfig, VocabularyConfig
+from fourmill.tokenizers.text import FILE, MARKERS, train_text_tokenizer
+from fourmill.tokenizers.training.fitting import SpatialTraining
+from fourmill.tokenizers.training.run import TrainResult, settings_of, train_spatial
 
-NUM_SENTINELS, COORDINATE_BINS, MAX_VOCABULARY = 20, 100, 1200
+# Two vocabularies: a small one for what the demo's 4M learns, and one with 4M's numbers for everything else.
+VOCABULARIES = {
+    "text": VocabularyConfig(vocabulary_size=1200, num_sentinels=20, coordinate_bins=100, class_names=SHAPES),
+    "text_4m": VocabularyConfig(vocabulary_size=5200, class_names=SHAPES, markers=MARKERS),
+}
 CACHE = str(Path(tempfile.gettempdir()) / "fourmill-scenes")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one training run. `minutes` of CPU time, where given, decide the number of steps."""
+    """Of one training run. `minutes` of CPU time, where given, decide the number of steps. `scenes`: rendered at 224
+    pixels, `small_scenes` at 128; `taught`: how many of them a teacher labels."""
 
     minutes: float | None = None
-    scenes: int = 32_000
-    taught: int = 6_000
-    batch_size: int = 32
+    scenes: int = 6_000
+    small_scenes: int = 32_000
+    taught: int = 3_000
+    batch_size: int = 24
     seed: int = 0
     cache: str = CACHE
+
+    def scenes_of(self, size: int) -> int:
+        return self.scenes if size == SIZE else self.small_scenes
 
 
 def train(name: str, out: Path, settings: Settings) -> TrainResult:
     """Train the tokenizer of the modality `name` and save it in the folder `out`, which is replaced."""
     if name not in RECIPES:
-        raise ValueError(f"unknown tokenizer {name!r}; known: {', '.join(RECIPES)}, text")
-    cache = open_cache(settings.cache, TRAIN_SEED, settings.scenes, SIZE)
-    said = labels(name, cache, settings.taught)
-    if name == "clip" and not said:
-        raise ValueError("the demo CLIP teacher is not there; run `python -m fourmill.demo.teachers clip` first")
-    examples = Scenes(name, cache, TRAIN_SEED, said)
+        raise ValueError(f"unknown tokenizer {name!r}; known: {', '.join([*RECIPES, *VOCABULARIES])}")
+    recipe = RECIPES[name]
+    cache = open_cache(settings.cache, TRAIN_SEED, settings.scenes_of(recipe.cache_size), recipe.cache_size)
+    examples = examples_of(name, cache, TRAIN_SEED, settings.taught)
     num_classes = len(CLASSES) if name == "semseg" else 0
-    steps = RECIPES[name].steps
+    steps = recipe.steps
     with tempfile.TemporaryDirectory() as folder:
         if settings.minutes is not None:
             trial = _configuration(name, folder, settings, steps=15, unquantized=5)
@@ -81,9 +96,10 @@ def _steps_in(minutes: float, trial: SpatialTraining) -> int:
 def _configuration(name: str, out: str, settings: Settings, *, steps: int, **fields: Any) -> TrainTokenizerConfig:
     chosen: dict[str, Any] = {
         "dataset": "fourmill.scenes",
-        "modality": f"tok_{name}",
+        "modality": name if name == "sam_instance" else f"tok_{name}",
         "out": out,
-        "network": SpatialNetworkConfig(**RECIPES[name].network),
+        "network": NetworkConfig.model_validate(RECIPES[name].network),
+        "sizes": RECIPES[name].sizes,
         "steps": steps,
         "batch_size": settings.batch_size,
         "lr": RECIPES[name].lr,
@@ -96,7 +112,7 @@ def _configuration(name: str, out: str, settings: Settings, *, steps: int, **fie
         "held_out": 0.02,
         "licence": "apache-2.0",
     }
-    return TrainTokenizerConfig.model_validate({**chosen, **fields})
+    return TrainTokenizerConfig.model_validate({**chosen, **RECIPES[name].fields, **fields})
 
 
 def _native_bfloat16() -> bool:
@@ -105,11 +121,18 @@ def _native_bfloat16() -> bool:
     return info.exists() and "avx512_bf16" in info.read_text()
 
 
-def train_text(out: Path, settings: Settings, count: int) -> dict[str, float]:
-    """Learn the vocabulary from scene captions and save it in the folder `out`, which is replaced."""
-    cache = open_cache(settings.cache, TRAIN_SEED, settings.scenes, SIZE)
-    captions = [*cache.captions, *cache.summaries]
-    data = train_text_tokenizer(captions, MAX_VOCABULARY, NUM_SENTINELS, COORDINATE_BINS, SHAPES)
+def train_text(name: str, out: Path, settings: Settings, count: int) -> dict[str, float]:
+    """Learn a vocabulary from scene captions and save it in the folder `out`, which is replaced."""
+    cache = open_cache(settings.cache, TRAIN_SEED, settings.small_scenes, DEMO_SIZE)
+    layout = VOCABULARIES[name]
+    data = train_text_tokenizer(
+        [*cache.captions, *cache.summaries],
+        layout.vocabulary_size,
+        layout.num_sentinels,
+        layout.coordinate_bins,
+        layout.class_names,
+        layout.markers,
+    )
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     (out / FILE).write_bytes(data)
@@ -142,14 +165,18 @@ Figures on {count} scenes of seed {evaluation}, never trained on, loaded from th
 
 def write_card(name: str, folder: Path, figures: dict[str, float], training: str, count: int) -> None:
     """README.md of a checkpoint folder: what it is, what made it, how good it is, its licence."""
-    if name == "text":
-        what = (
-            f"Text vocabulary in 4M's layout: {NUM_SENTINELS} sentinels, {COORDINATE_BINS} coordinate bins, class names"
-        )
+    if name in VOCABULARIES:
+        layout = VOCABULARIES[name]
+        sizes = f"{layout.num_sentinels} sentinels, {layout.coordinate_bins} numbers a kind"
+        what = f"Text vocabulary in 4M's layout: {sizes}"
         entries, grid = int(figures["entries"]), ""
     else:
-        what = f"Spatial VQ tokenizer (`fourmill.tokenizers.spatial`) of {RECIPES[name].what}"
-        entries, grid = int(RECIPES[name].network["codebook_size"]), ", 8 x 8 of them a sample"
+        network = NetworkConfig.model_validate(RECIPES[name].network)
+        kind = "Vector" if network.architecture == "mlp" else "Spatial"
+        what = f"{kind} VQ tokenizer (ml-4m's layout) of {RECIPES[name].what}"
+        sides = RECIPES[name].sizes or (network.size,)
+        grids = " or ".join("{} x {}".format(*network.grid_of(side)) for side in sides)
+        entries, grid = network.vocabulary, f", {grids} of them a sample"
     rows = "\n".join(f"| {key} | {value:.4g} |" for key, value in figures.items())
     card = _CARD.format(
         name=name,
@@ -165,26 +192,28 @@ def write_card(name: str, folder: Path, figures: dict[str, float], training: str
 
 
 def _learnt_from(name: str, settings: Settings) -> str:
-    taught = name != "rgb" and (DEMO_FOLDER / name).is_dir()
-    count = f"{min(settings.taught, settings.scenes):,}"
-    if not taught:
-        return f"{settings.scenes:,} {'pictures' if name == 'rgb' else 'true maps'}"
-    said = f"{count} maps as the demo teacher gives them"
-    return said if name == "clip" else f"{count} true maps and {said}"
+    recipe = RECIPES[name]
+    if name == "sam_instance":
+        return f"the true segments of {settings.taught:,} scenes and what the demo's SAM finds in a quarter of them"
+    if recipe.labeler is None:
+        return f"{settings.scenes:,} pictures"
+    said = f"{settings.taught:,} values as the demo's {recipe.labeler} labeler gives them"
+    return f"{settings.taught:,} true maps and {said}" if recipe.truth else said
 
 
 def _make(name: str, out: Path, settings: Settings, count: int) -> dict[str, float]:
     """Train one tokenizer, measure it, write its card."""
     started = time.process_time()
-    if name == "text":
-        figures = train_text(out, settings, count)
-        training = f"Learnt from the captions of {settings.scenes:,} scenes (seed {TRAIN_SEED})"
+    if name in VOCABULARIES:
+        figures = train_text(name, out, settings, count)
+        training = f"Learnt from the captions of {settings.small_scenes:,} scenes (seed {TRAIN_SEED})"
     else:
         learnt_from = _learnt_from(name, settings)
         result = train(name, out, settings)
         training = (
-            f"Trained from scratch on {learnt_from} (scenes of seed {TRAIN_SEED}): {result.steps:,} steps of "
-            f"{settings.batch_size},\n{time.process_time() - started:.0f} CPU seconds, torch seed {settings.seed}"
+            f"Trained from scratch on {learnt_from}\n(scenes of seed {TRAIN_SEED}): {result.steps:,} steps of "
+            f"{RECIPES[name].fields.get('batch_size', settings.batch_size)}, "
+            f"{time.process_time() - started:.0f} CPU seconds, torch seed {settings.seed}"
         )
         figures = measure(name, out, settings.cache, count)
     write_card(name, out, figures, training, count)
@@ -193,13 +222,13 @@ def _make(name: str, out: Path, settings: Settings, count: int) -> dict[str, flo
 
 def _arguments() -> argparse.Namespace:
     defaults = Settings()
-    known = [*RECIPES, "text"]
+    known = [*RECIPES, *VOCABULARIES]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="TOKENIZER", help=f"{', '.join(known)}; all by default")
     parser.add_argument("--out", type=Path, default=DEMO_FOLDER, help="folder of the checkpoint folders")
     parser.add_argument("--minutes", type=float, help="CPU minutes for each, instead of the recipe's steps")
-    parser.add_argument("--scenes", type=int, default=defaults.scenes, help="training scenes, rendered once")
-    parser.add_argument("--cache", default=defaults.cache, help="where rendered scenes lie (100 KB each)")
+    parser.add_argument("--scenes", type=int, default=defaults.scenes, help="training scenes of 224 pixels")
+    parser.add_argument("--cache", default=defaults.cache, help="where rendered scenes lie (400 KB each at 224 px)")
     parser.add_argument("--measure", action="store_true", help="train nothing: print the figures of what is there")
     parser.add_argument("--count", type=int, default=256, help="unseen scenes to measure on")
     return parser.parse_args()
@@ -212,10 +241,10 @@ def main() -> None:
     torch.set_num_threads(1)
     args = _arguments()
     settings = Settings(minutes=args.minutes, scenes=args.scenes, cache=args.cache)
-    for name in args.names or [*RECIPES, "text"]:
-        folder = args.out / ("text" if name == "text" else f"tok_{name}")
+    for name in args.names or [*RECIPES, *VOCABULARIES]:
+        folder = args.out / (name if name in VOCABULARIES else f"tok_{name}")
         if args.measure:
-            found = measure(name, folder, settings.cache, args.count)
+            found = measure("text" if name in VOCABULARIES else name, folder, settings.cache, args.count)
         else:
             found = _make(name, folder, settings, args.count)
         print(json.dumps({name: found}, indent=2), flush=True)
