@@ -317,7 +317,7 @@ def modalities() -> None:
 
     for entry in CATALOGUE.values():
         print(
-            f"{entry.name:14} {entry.kind.value:9} {'per crop' if entry.per_crop else 'per sample':10} {entry.summary}"
+            f"{entry.name:21} {entry.kind.value:9} {'per crop' if entry.per_crop else 'per sample':10} {entry.summary}"
         )
 
 

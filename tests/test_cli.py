@@ -115,7 +115,7 @@ def test_interrupt_says_how_to_go_on(tmp_path: Path, dataset: str) -> None:
     import time
 
     path = tmp_path / "c.yaml"
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(toys.config(dataset, gain=3.0, seconds=0.5)))))
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(toys.config(dataset, gain=3.0, seconds=1.5)))))
     code = "from fourmill.cli import main; main()"
     command = [sys.executable, "-c", code, "pseudolabel", "--config", str(path)]
     env = {**_env(), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
