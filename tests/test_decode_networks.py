@@ -26,7 +26,7 @@ from fourmill.pipeline.manifest import read_manifest
 from fourmill.pipeline.shards import Spec
 from fourmill.pipeline.store import open_store
 
-SIDE = 8
+SIDE = 32
 EYE = np.eye(3).ravel().tolist()
 PERSON = {
     "box": [0.1, 0.1, 0.6, 0.9],
@@ -43,7 +43,8 @@ def networks(folder: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for source, channels in maps.items():
         config = checkpoint_config(source, channels, classes=3 if source == "semseg" else 0)
-        found[source] = {"kind": "spatial", "checkpoint": str(write_checkpoint(folder / source, config))}
+        checkpoint = str(write_checkpoint(folder / source, config))
+        found[source] = {"kind": "spatial", "checkpoint": checkpoint, "size": SIDE}
     cells = checkpoint_config("clip", 6, size=4, patch_size=1)
     found["clip"] = {"kind": "spatial", "checkpoint": str(write_checkpoint(folder / "clip", cells))}
     vector = checkpoint_config("clip_global", 6, architecture="mlp")
@@ -110,7 +111,7 @@ def test_every_kind_of_tokenizer_comes_back_and_is_measured(dataset: str) -> Non
     assert (poses.figures["recall"], poses.figures["matched_iou"]) == (1.0, pytest.approx(1.0, abs=0.01))
     things = next(s for s in found.scores if s.modality == "tok_instance")
     assert (things.figures["recall"], things.figures["class_agreement"]) == (1.0, 1.0)
-    assert things.figures["matched_iou"] > 0.85  # at 32 pixels, from a mask decoded at 224
+    assert things.figures["matched_iou"] > 0.85
 
 
 def test_every_kind_of_tokenizer_makes_its_files_and_a_place_on_the_page(dataset: str, tmp_path: Path) -> None:
@@ -122,6 +123,9 @@ def test_every_kind_of_tokenizer_makes_its_files_and_a_place_on_the_page(dataset
         assert (tmp_path / f"tok_{source}.{'json' if modality(source).codec == 'json' else 'npy'}").is_file()
     assert np.load(tmp_path / "tok_depth.npy").shape == (SIDE, SIDE)
     assert Image.open(tmp_path / "tok_instance.png").size == (2 * SIDE, 2 * SIDE)
+    for source in ("instance", "sam_instance"):  # drawn at the side of the crops, which their lineage does not have
+        (item,) = json.loads((tmp_path / f"tok_{source}.json").read_text())
+        assert item["mask"]["size"] == [SIDE, SIDE]
     (person,) = json.loads((tmp_path / "tok_human_poses.json").read_text())
     assert {name: np.size(value) for name, value in person.items()} == {
         name: np.size(value) for name, value in PERSON.items()

@@ -77,7 +77,8 @@ def rebuild(
     problems = []
     for options in _candidates(name, lineage, config):
         try:
-            tokenizer = _opened(name, {**options, **{_option(k): v for k, v in places.items()}})
+            sized = {**_drawn_at(name, manifest), **options}
+            tokenizer = _opened(name, {**sized, **{_option(k): v for k, v in places.items()}})
             notes = _differences(tokenizer, lineage, chosen=bool(places))
             _check_vocabulary(tokenizer, manifest, producer, lineage)
             tokenizer.load(device)
@@ -87,6 +88,15 @@ def rebuild(
         except (ValueError, TypeError, OSError) as error:
             problems.append(_not_brought_back(name, error, lineage))
     raise problems[0]
+
+
+def _drawn_at(name: str, manifest: Manifest) -> dict[str, int]:
+    """The side that masks are drawn at: that of the crops. Tokens do not depend on it, so their lineage lacks it."""
+    if modality(name).source not in ("instance", "sam_instance"):
+        return {}
+    crops = [manifest.producers.get(producer, {}) for producer in manifest.generations("crop_settings")]
+    sides = {lineage.get("config", {}).get("crops", {}).get("size") for lineage in crops} - {None}
+    return {"size": sides.pop()} if len(sides) == 1 else {}
 
 
 def _candidates(name: str, lineage: Mapping[str, Any], config: Config | None) -> list[dict[str, Any]]:
