@@ -115,8 +115,10 @@ def test_interrupt_says_how_to_go_on(tmp_path: Path, dataset: str) -> None:
     import time
 
     path = tmp_path / "c.yaml"
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(toys.config(dataset, gain=3.0, seconds=1.5)))))
-    code = "from fourmill.cli import main; main()"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(toys.config(dataset, gain=3.0, seconds=0.5)))))
+    # Tests that were started in the background inherit an ignored SIGINT, and would hand it on.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code += "; from fourmill.cli import main; main()"
     command = [sys.executable, "-c", code, "pseudolabel", "--config", str(path)]
     env = {**_env(), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_training import NETWORK, ramps
 
 from fourmill.modalities import modality
 from fourmill.pipeline.codecs import encode
@@ -23,16 +24,6 @@ from fourmill.tokenizers.training.examples import ArrayExamples, Order, ShardExa
 from fourmill.tokenizers.training.fitting import CodebookCollapseError, SpatialTraining, learning_rate
 from fourmill.tokenizers.training.run import settings_of, train_tokenizer
 
-NETWORK = {
-    "size": 16,
-    "patch_size": 4,
-    "dim": 32,
-    "encoder_blocks": 1,
-    "decoder_blocks": 1,
-    "heads": 2,
-    "latent_dim": 8,
-    "codebook_size": 32,
-}
 PRODUCER = {"class": "test", "version": 1}
 
 
@@ -44,13 +35,6 @@ def add(dataset: Path, name: str, shard: int, columns: list[list[Any]], spec: Sp
     made_by = producer or PRODUCER
     record = commit(store, write_shard(name, shard, "0" * 16, keys, stored, spec, made_by, {}))
     update_manifest(store, lambda m: m.including([record], {producer_id(made_by): made_by}))
-
-
-def ramps(count: int, seed: int) -> list[np.ndarray]:
-    """Depth maps of tilted planes, 1 to 9 metres."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:16, :16] / 16
-    return [(1 + 4 * abs(a * rows + b * columns)).astype(np.float32) for a, b in rng.uniform(-1, 1, (count, 2))]
 
 
 def jpeg(colour: tuple[int, int, int]) -> bytes:
