@@ -164,7 +164,7 @@ def _placed(config: Any) -> None:
 def train_tokenizer(config: ConfigOption, overrides: Overrides = None) -> int:
     """Train one tokenizer from the label shards of a dataset."""
     from fourmill.config import load_config
-    from fourmill.tokenizers.config import TrainTokenizerConfig
+    from fourmill.tokenizers.training.config import TrainTokenizerConfig
     from fourmill.tokenizers.training.run import train_tokenizer as train
 
     print(train(load_config(config, overrides or [], TrainTokenizerConfig), progress=print))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fourmill.config import Config, ConfigError, load_config, save_config
-from fourmill.tokenizers.config import TrainTokenizerConfig
+from fourmill.tokenizers.training.config import TrainTokenizerConfig
 
 ROOT = Path(__file__).parent.parent
 

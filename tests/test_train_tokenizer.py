@@ -18,8 +18,8 @@ from fourmill.pipeline.manifest import update_manifest
 from fourmill.pipeline.shards import Spec, commit, producer_id, write_shard
 from fourmill.pipeline.store import open_store
 from fourmill.tokenizers import TOKENIZERS
-from fourmill.tokenizers.config import TrainTokenizerConfig
 from fourmill.tokenizers.networks.weights import pack
+from fourmill.tokenizers.training.config import TrainTokenizerConfig
 from fourmill.tokenizers.training.examples import ArrayExamples, Order, ShardExamples, split
 from fourmill.tokenizers.training.fitting import CodebookCollapseError, SpatialTraining, learning_rate
 from fourmill.tokenizers.training.run import settings_of, train_tokenizer

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fourmill.tokenizers.config import TrainTokenizerConfig
-from fourmill.tokenizers.training.config import PerceptualConfig
+from fourmill.tokenizers.training.config import PerceptualConfig, TrainTokenizerConfig
 from fourmill.tokenizers.training.examples import ArrayExamples
 from fourmill.tokenizers.training.fitting import SpatialTraining
 from fourmill.tokenizers.training.perceptual import PerceptualLoss

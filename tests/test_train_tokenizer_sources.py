@@ -15,9 +15,9 @@ from fourmill.pipeline.codecs import encode
 from fourmill.pipeline.manifest import update_manifest
 from fourmill.pipeline.shards import Spec, commit, producer_id, write_shard
 from fourmill.pipeline.store import open_store
-from fourmill.tokenizers.config import TrainTokenizerConfig
 from fourmill.tokenizers.published import read_settings
 from fourmill.tokenizers.spatial import open_codec
+from fourmill.tokenizers.training.config import TrainTokenizerConfig
 from fourmill.tokenizers.training.examples import ArrayExamples, PartExamples
 from fourmill.tokenizers.training.run import settings_of, train_spatial, train_tokenizer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fourmill.tokenizers.config import TrainTokenizerConfig
+from fourmill.tokenizers.training.config import TrainTokenizerConfig
 from fourmill.tokenizers.training.examples import ArrayExamples
 from fourmill.tokenizers.training.fitting import SpatialTraining
 from fourmill.tokenizers.training.run import settings_of

@@ -32,8 +32,9 @@ from fourmill.demo.tokenizer_scenes import (
 )
 from fourmill.scenes import CLASSES, SHAPES
 from fourmill.scenes.cache import open_cache
-from fourmill.tokenizers.config import NetworkConfig, TrainTokenizerConfig, VocabularyConfig
+from fourmill.tokenizers.config import NetworkConfig
 from fourmill.tokenizers.text import FILE, MARKERS, train_text_tokenizer
+from fourmill.tokenizers.training.config import TrainTokenizerConfig, VocabularyConfig
 from fourmill.tokenizers.training.fitting import SpatialTraining
 from fourmill.tokenizers.training.run import TrainResult, settings_of, train_spatial
 

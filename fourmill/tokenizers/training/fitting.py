@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fourmill.tokenizers.config import CheckpointConfig, TrainTokenizerConfig
+from fourmill.tokenizers.config import CheckpointConfig
 from fourmill.tokenizers.networks.vq import VQNetwork
 from fourmill.tokenizers.sources import source_of
 from fourmill.tokenizers.sources.base import Source
 from fourmill.tokenizers.spatial import SpatialCodec
 from fourmill.tokenizers.training.average import WeightAverage
 from fourmill.tokenizers.training.board import Board
+from fourmill.tokenizers.training.config import TrainTokenizerConfig
 from fourmill.tokenizers.training.examples import Examples, Order
 from fourmill.tokenizers.training.health import CodebookCollapseError, CodebookHealth, perplexity_of, refuse_collapse
 from fourmill.tokenizers.training.objective import FIXED_CODES, Objective

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fourmill.tokenizers.config import TrainTokenizerConfig
+from fourmill.tokenizers.training.config import TrainTokenizerConfig
 
 
 class CodebookCollapseError(RuntimeError):

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fourmill.tokenizers.config import TrainTokenizerConfig
 from fourmill.tokenizers.networks.vq import VQNetwork
 from fourmill.tokenizers.sources.base import Source
 from fourmill.tokenizers.sources.maps import UNKNOWN
+from fourmill.tokenizers.training.config import TrainTokenizerConfig
 from fourmill.tokenizers.training.perceptual import PerceptualLoss
 
 FIXED_CODES = ("fsq", "lfq")  # quantizers without a codebook that would follow the latents

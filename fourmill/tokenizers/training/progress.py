@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fourmill.tokenizers.config import NetworkConfig, TrainTokenizerConfig
+from fourmill.tokenizers.config import NetworkConfig
+from fourmill.tokenizers.training.config import TrainTokenizerConfig
 from fourmill.tokenizers.training.health import CodebookHealth, health_of
 from fourmill.tokenizers.training.workers import Workers
 

@@ -15,17 +15,13 @@ import numpy as np
 
 from fourmill.modalities import Kind, modality
 from fourmill.pipeline.store import open_store
-from fourmill.tokenizers.config import (
-    PARTS,
-    CheckpointConfig,
-    NormalisationConfig,
-    TrainTokenizerConfig,
-)
+from fourmill.tokenizers.config import CheckpointConfig, NormalisationConfig
 from fourmill.tokenizers.networks.vq import VQNetwork
 from fourmill.tokenizers.networks.weights import pack, unpack
 from fourmill.tokenizers.sources import source_of
 from fourmill.tokenizers.sources.maps import MIN_DEPTH
 from fourmill.tokenizers.spatial import CONFIG, WEIGHTS, SpatialCodec
+from fourmill.tokenizers.training.config import PARTS, TrainTokenizerConfig
 from fourmill.tokenizers.training.examples import Examples, PartExamples, ShardExamples, split, texts
 from fourmill.tokenizers.training.fitting import Report, SpatialTraining
 from fourmill.tokenizers.training.health import health_of, refuse_collapse

@@ -7,12 +7,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from fourmill.checkpoints import resolve
-from fourmill.tokenizers.config import CheckpointConfig, TrainTokenizerConfig
+from fourmill.tokenizers.config import CheckpointConfig
 from fourmill.tokenizers.files import read_file
 from fourmill.tokenizers.networks.quantizers import to_stored
 from fourmill.tokenizers.networks.vq import VQNetwork
 from fourmill.tokenizers.networks.weights import adopt, read_tensors
 from fourmill.tokenizers.published import read_settings
+from fourmill.tokenizers.training.config import TrainTokenizerConfig
 
 SPREAD = 0.7  # deviation of first latents: tanh is still steep at twice that
 _WEIGHTS = "model.safetensors"

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from fourmill.tokenizers.config import CheckpointConfig, TrainTokenizerConfig
+from fourmill.tokenizers.config import CheckpointConfig
 from fourmill.tokenizers.networks.vq import VQNetwork
+from fourmill.tokenizers.training.config import TrainTokenizerConfig
 
 log = logging.getLogger(__name__)
 
