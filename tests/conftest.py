@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tiny_proxy import Proxy, proxy_before
 
 _BUCKET = "fourmill-tests"
 _S3_ENVIRONMENT = {
@@ -50,6 +51,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             patch.setenv(name, value)
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
             patch.delenv(name, raising=False)
+        for name in [name for name in os.environ if name.startswith("FOURMILL_S3_")]:
+            patch.delenv(name)
         environment = {**os.environ, "GOMEMLIMIT": "400MiB"}
         process = subprocess.Popen(
             _command(weed, folder / "data", ports), stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=folder
@@ -108,6 +111,17 @@ def _await_bucket(process: subprocess.Popen[bytes], port: int, log: Path, timeou
 def s3_uri(s3_server: str) -> str:
     """A fresh root in the test bucket."""
     return f"s3://{_BUCKET}/{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def s3_proxy(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy in front of the S3 server that can be told to go wrong, not known to any earlier test."""
+    from fourmill.pipeline.store import conditional, retries
+
+    monkeypatch.setattr(conditional, "_verdicts", {})
+    monkeypatch.setattr(retries, "_FIRST_PAUSE_S", 0.001)  # between tries
+    with proxy_before(s3_server) as proxy:
+        yield proxy
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -1,22 +1,20 @@
-"""The store's promises, one suite for both backends, and what only one of them can get wrong."""
+"""The store's promises, one suite for both backends, and what only a folder can get wrong."""
 
 from __future__ import annotations
 
-import http.server
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
-from fourmill.pipeline.store import LocalStore, ObjectInfo, S3Store, StoreError, join_uri, open_store
+from fourmill.pipeline.store import LocalStore, ObjectInfo, S3Store, StoreError, StoreSettings, join_uri, open_store
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,10 +64,67 @@ def test_list_is_sorted_by_whole_name_and_narrowed_by_prefix(store_uri: str) -> 
     for name in ("b", "a/z", "a-b/x", "a/é", "a/b/c", "ab"):
         store.create(name, name.encode())
     everything = ["a-b/x", "a/b/c", "a/z", "a/é", "ab", "b"]
-    assert [info.name for info in store.list()] == everything
+    assert [info.name for info in store.list()] == list(store.names()) == everything
     assert list(store.list("a/")) == [ObjectInfo("a/b/c", 5), ObjectInfo("a/z", 3), ObjectInfo("a/é", 4)]
     assert [info.name for info in store.list("a")] == everything[:5]
     assert list(store.list("none/")) == []
+
+
+def test_list_gives_both_backends_the_same_order_whatever_the_names(store_uri: str) -> None:
+    store = open_store(store_uri)
+    names = ["a!/x", "a", "a-b/c/d", "a-b/c-d", "a.txt", "a0", "aa/b/c", "aa/b-c", "aé", "a b/x", "aa/b/c.d", "z/a/b/c"]
+    for name in names:
+        store.create(name, b"")
+    assert [info.name for info in store.list()] == sorted(names)
+    assert [info.name for info in store.list("aa/b")] == ["aa/b-c", "aa/b/c", "aa/b/c.d"]
+    assert list(store.list("a//")) == []
+
+
+def test_sizes_answers_for_each_name_in_its_place(store_uri: str) -> None:
+    store = open_store(store_uri)
+    names = [f"depth/shard-{i:06d}.arrow" for i in range(0, 80, 2)]
+    for i, name in enumerate(names):
+        store.create(name, b"x" * i)
+    store.create("rgb/one", b"12345")
+    asked = ["rgb/one", "rgb/none", *(f"depth/shard-{i:06d}.arrow" for i in range(79, -1, -1)), "rgb/one", "no/such"]
+    sizes = [None if i % 2 else i // 2 for i in range(79, -1, -1)]
+    assert store.sizes(asked) == [5, None, *sizes, 5, None]
+    assert store.sizes([]) == []
+
+
+def test_head_and_list_tell_when_an_object_was_written(store_uri: str) -> None:
+    store = open_store(store_uri)
+    store.create("x", b"1")
+    head = store.head("x")
+    assert head is not None
+    (listed,) = store.list()
+    for info in (head, listed):
+        assert abs(info.modified - time.time()) < 60
+
+
+def test_a_folder_is_no_object(store_uri: str) -> None:
+    store = open_store(store_uri)
+    store.create("a/b", b"1")
+    for read in (store.get, lambda name: store.get_range(name, 0, 1)):
+        with pytest.raises(FileNotFoundError, match="a"):
+            read("a")
+    store.delete("a")
+    assert (store.head("a"), store.sizes(["a", "a/b"]), store.get("a/b")) == (None, [None, 1], b"1")
+
+
+def test_counters_hold_the_bytes_that_moved(store_uri: str) -> None:
+    store = open_store(store_uri, StoreSettings(conditional_writes="atomic"))
+    store.create("x", b"12345")
+    store.create("x", b"123")  # taken: not written
+    store.get("x")
+    store.get_range("x", 1, 2)
+    assert store.counters.as_dict() == {
+        "requests": 4,
+        "bytes_read": 7,
+        "bytes_written": 5,
+        "retries": 0,
+        "retries_by_kind": {},
+    }
 
 
 def test_what_is_not_there_has_no_head_and_no_bytes(store_uri: str) -> None:
@@ -124,8 +179,23 @@ def test_roots_below_one_another_share_objects(store_uri: str) -> None:
 def test_an_unknown_kind_of_uri_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'gs://b/x'.*s3://bucket/prefix"):
         open_store("gs://b/x")
-    with pytest.raises(ValueError, match="bad S3 URI"):
-        open_store("s3:///x")
+    for uri in ("s3:///x", "s3://", "s3://a:b/x", "s3://a b/x"):
+        with pytest.raises(ValueError, match="bad S3 URI"):
+            open_store(uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIAKEY:hush-hush@bucket/x",
+        "https://user:hush-hush@host/bucket",
+        "s3://bucket/x?X-Amz-Signature=hush-hush&X-Amz-Date=1",
+    ],
+)
+def test_a_uri_with_credentials_is_refused_without_repeating_them(uri: str) -> None:
+    with pytest.raises(ValueError, match=r"\*\*\*") as refused:
+        open_store(uri)
+    assert "hush" not in str(refused.value)
 
 
 # --- local ---------------------------------------------------------------------------------------------------------
@@ -167,10 +237,67 @@ def test_an_object_that_cannot_be_written_is_a_store_error_and_leaves_nothing(
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
+def test_a_link_whose_answer_was_lost_is_still_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def twice(source: str, target: Path) -> None:
+        link(source, target)
+        link(source, target)  # as an NFS client that sends it again
+
+    monkeypatch.setattr(os, "link", twice)
+    assert LocalStore(tmp_path).create("x", b"1") is True
+    assert LocalStore(tmp_path).create("x", b"1") is False
+
+
+def test_what_cannot_be_read_is_a_store_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    LocalStore(tmp_path).create("x", b"1")
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    with pytest.raises(StoreError, match=r"cannot read .*/x: .*Input/output error"):
+        LocalStore(tmp_path).get("x")
+
+
 def test_list_passes_over_a_link_to_nowhere(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
     LocalStore(tmp_path).create("x", b"1")
     assert list(LocalStore(tmp_path).list()) == [ObjectInfo("x", 1)]
+    assert list(LocalStore(tmp_path).names()) == ["x"]
+
+
+def test_list_walks_no_folder_that_cannot_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(tmp_path)
+    for name in ("depth/a/1", "depth/b/1", "depth-old/x/1", "rgb/a/1"):
+        store.create(name, b"")
+    walked, scandir = [], os.scandir
+
+    def watched(path: str) -> object:
+        walked.append(os.path.relpath(path, tmp_path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", watched)
+    assert [info.name for info in store.list("depth/a")] == ["depth/a/1"]
+    assert walked == ["depth", "depth/a"]
+
+
+def test_list_looks_at_each_file_only_when_its_turn_comes(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    for name in ("a", "b", "c/d"):
+        store.create(name, b"")
+    listing = store.list()
+    assert next(listing).name == "a"
+    store.delete("b")
+    store.delete("c/d")
+    assert list(listing) == []
+
+
+def test_a_linked_file_is_listed_and_a_linked_folder_is_not_walked(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "x").write_bytes(b"12")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "x")
+    assert list(LocalStore(tmp_path).list()) == [ObjectInfo("link", 2), ObjectInfo("real/x", 2)]
 
 
 def test_local_objects_can_be_memory_mapped_and_remote_ones_say_no(tmp_path: Path) -> None:
@@ -179,89 +306,3 @@ def test_local_objects_can_be_memory_mapped_and_remote_ones_say_no(tmp_path: Pat
     assert path is not None
     assert path.read_bytes() == b"1"
     assert S3Store("s3://bucket/x").local_path("x") is None
-
-
-# --- S3, against a server that misbehaves on purpose ---------------------------------------------------------------
-
-
-class _Flaky(http.server.BaseHTTPRequestHandler):
-    """Answers with the next of `script`, (status, body, bytes promised beyond the body), and remembers the requests."""
-
-    protocol_version = "HTTP/1.1"  # answers 'Expect: 100-continue', for which botocore would wait a second
-    script: ClassVar[list[tuple[int, bytes, int]]] = []
-    seen: ClassVar[list[tuple[str, str | None]]] = []
-
-    def _answer(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        type(self).seen.append((self.command, self.headers.get("If-None-Match")))
-        status, body, promised = type(self).script.pop(0)
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body) + promised))
-        self.send_header("Connection", "close")
-        self.send_header("x-amz-request-id", "R7")
-        self.end_headers()
-        self.wfile.write(body)
-        self.close_connection = True
-
-    do_GET = do_PUT = do_HEAD = do_DELETE = _answer  # noqa: N815  (names that http.server calls)
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
-
-
-@pytest.fixture
-def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Flaky]]:
-    _Flaky.script, _Flaky.seen = [], []
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Flaky) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        for name, value in {
-            "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{server.server_port}",
-            "AWS_ACCESS_KEY_ID": "x",
-            "AWS_SECRET_ACCESS_KEY": "x",
-            "AWS_REGION": "us-east-1",
-        }.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr("time.sleep", lambda _: None)  # the pauses between tries
-        yield _Flaky
-        server.shutdown()
-
-
-def _error(code: str) -> bytes:
-    return f"<Error><Code>{code}</Code><Message>m</Message></Error>".encode()
-
-
-@pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (500, "InternalError"), (502, "BadGateway")])
-def test_s3_retries_a_transient_refusal(flaky: type[_Flaky], status: int, code: str) -> None:
-    flaky.script = [(status, _error(code), 0), (status, _error(code), 0), (200, b"data", 0)]
-    assert S3Store("s3://bucket/x").get("a") == b"data"
-    assert len(flaky.seen) == 3
-
-
-def test_s3_asks_again_for_a_body_that_breaks_off(flaky: type[_Flaky]) -> None:
-    flaky.script = [(200, b"da", 2), (200, b"data", 0)]
-    assert S3Store("s3://bucket/x").get("a") == b"data"
-
-
-def test_s3_create_is_conditional_and_sent_again_on_conflict(flaky: type[_Flaky]) -> None:
-    flaky.script = [(409, _error("ConditionalRequestConflict"), 0), (200, b"", 0)]
-    assert S3Store("s3://bucket/x").create("a", b"data") is True
-    assert flaky.seen == [("PUT", "*"), ("PUT", "*")]
-
-
-def test_s3_refusal_for_good_names_the_object_the_reason_and_the_request(flaky: type[_Flaky]) -> None:
-    flaky.script = [(403, _error("AccessDenied"), 0)]
-    with pytest.raises(StoreError, match=r"put_object s3://bucket/x/a failed: .*AccessDenied.*R7"):
-        S3Store("s3://bucket/x").create("a", b"data")
-    assert len(flaky.seen) == 1  # not a transient error: not tried again
-
-
-def test_s3_gives_up_after_eight_tries(flaky: type[_Flaky]) -> None:
-    flaky.script = [(503, _error("SlowDown"), 0)] * 20
-    with pytest.raises(StoreError, match="SlowDown"):
-        S3Store("s3://bucket/x").get("a")
-    assert len(flaky.seen) == 8
-
-
-def test_s3_listing_a_bucket_that_is_not_there_is_a_store_error(s3_server: str) -> None:
-    with pytest.raises(StoreError, match="list s3://no-such-bucket/"):
-        list(open_store("s3://no-such-bucket/x").list())
