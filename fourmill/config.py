@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fourmill.modalities import unknown
 from fourmill.model.config import PretrainConfig
 from fourmill.pipeline.geometry import CropConfig
+from fourmill.pipeline.store.settings import StoreSettings
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -66,6 +67,8 @@ class Config(BaseModel):
 
     dataset: str
     """Root of the dataset: a path or s3://bucket/prefix."""
+    storage: StoreSettings | None = None
+    """How an S3 dataset is reached; what is not said here is taken from FOURMILL_S3_* and AWS_* variables."""
     corpus: str | None = None
     """Where the dataset was ingested from; for the reader, jobs do not use it."""
     crops: CropConfig = CropConfig()

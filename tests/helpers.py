@@ -16,9 +16,14 @@ from PIL import Image
 
 from fourmill.pipeline.corpus import Sample, open_corpus
 from fourmill.pipeline.ingest import IngestConfig, IngestReport, ingest
-from fourmill.pipeline.manifest import read_manifest
-from fourmill.pipeline.shards import Shard, read_shard
+from fourmill.pipeline.manifest import Manifest, read_manifest
+from fourmill.pipeline.shards import Record, Shard, read_shard
 from fourmill.pipeline.store import open_store
+
+
+def all_records(manifest: Manifest) -> list[Record]:
+    """Every record of a small snapshot, by modality and shard."""
+    return [record for name in manifest.modalities for record in manifest.records(name)]
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
@@ -93,7 +98,7 @@ class Dataset:
         self.manifest = read_manifest(self.store)
 
     def shards(self, modality: str) -> list[Shard]:
-        return [read_shard(self.store, record.name) for record in self.manifest.of(modality)]
+        return [read_shard(self.store, record.name) for record in self.manifest.records(modality)]
 
     def values(self, modality: str) -> dict[str, Any]:
         return {k: v for s in self.shards(modality) for k, v in zip(s.keys, s.values(), strict=True)}

@@ -314,10 +314,10 @@ def test_captions_are_the_same_bytes_whatever_the_batch_size(tmp_path: Path) -> 
         assert report.ok
         store = open_store(dataset)
         manifest = read_manifest(store)
-        digests.append([r.digest for name in ("caption", "captions") for r in manifest.of(name)])
-        shards = [read_shard(store, r.name) for r in manifest.of("captions")]
+        digests.append([r.digest for name in ("caption", "captions") for r in manifest.records(name)])
+        shards = [read_shard(store, r.name) for r in manifest.records("captions")]
         texts = {k: v for shard in shards for k, v in zip(shard.keys, shard.values(), strict=True)}
-        assert [r.present for r in manifest.of("clip")] == [3, 2]
+        assert [r.present for r in manifest.records("clip")] == [3, 2]
     assert digests[0] == digests[1] == digests[2]
     assert [entry["source"] for entry in texts["000000003"]] == ["alt_text", texts["000000003"][1]["source"]]
     assert texts["000000003"][0]["text"] == "number 3"

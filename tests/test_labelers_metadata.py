@@ -202,7 +202,7 @@ def test_a_run_stores_edges_palettes_and_facts_that_pass_their_conventions(tmp_p
     assert run(run_config(dataset, ["source", "alt_text", "det"])).ok
     store = open_store(dataset)
     manifest = read_manifest(store)
-    shards = {m: read_shard(store, manifest.of(m)[0].name) for m in ("metadata", "canny_edge", "color_palette")}
+    shards = {m: read_shard(store, next(manifest.records(m)).name) for m in ("metadata", "canny_edge", "color_palette")}
     assert {m: len(s.spec.classes or ()) for m, s in shards.items()} == dict.fromkeys(shards, 0)
     assert {m: s.spec.crops for m, s in shards.items()} == {"metadata": 1, "canny_edge": 2, "color_palette": 2}
     assert all(not s.quarantine for s in shards.values())
@@ -231,8 +231,8 @@ def test_what_is_read_decides_what_is_stale(tmp_path: Path) -> None:
         make_plan(store, read_manifest(store), run_config(dataset, reads))
         for reads in (["source", "alt_text"], ["source"])
     )
-    assert not same.units
-    assert [list(unit.makes) for unit in other.units] == [["metadata"]]
+    assert not same.num_units
+    assert [list(unit.makes) for unit in other.units()] == [["metadata"]]
 
 
 def test_reading_what_nothing_makes_is_refused(tmp_path: Path) -> None:

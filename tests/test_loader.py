@@ -14,7 +14,7 @@ from PIL import Image
 from fourmill.model.data import DataConfig, TokenDataset, is_held_out
 from fourmill.model.loader import Loader, read_ahead
 from fourmill.pipeline.geometry import Crop, apply_crop
-from fourmill.pipeline.manifest import update_manifest
+from fourmill.pipeline.manifest import Update, update_manifest
 from fourmill.pipeline.shards import Spec, commit, write_shard
 from fourmill.pipeline.store import open_store
 
@@ -64,7 +64,7 @@ class Toy:
         print_of = f"{len(list(self.store.list())):016x}"
         data = write_shard(name, shard, print_of, keys, columns, spec or Spec(), {"who": producer}, {})
         record = commit(self.store, data)
-        update_manifest(self.store, lambda m: m.including([record], {record.producer: {"who": producer}}))
+        update_manifest(self.store, lambda _: Update([record], {record.producer: {"who": producer}}))
 
     def open(self, **changes: Any) -> TokenDataset:
         fields = {"names": ("rgb", "tok_depth", "tok_caption"), "image_size": SIDE, "num_sentinels": 20, **changes}
@@ -205,10 +205,11 @@ def test_picture_that_cannot_be_decoded_is_absent_and_counted(toy: Toy) -> None:
     assert dict(data.problems) == {"not an image": 1}
 
 
-def test_modality_of_two_generations_is_refused(toy: Toy) -> None:
+def test_modality_of_two_generations_is_read_only_by_choice(toy: Toy) -> None:
     toy.put("tok_depth", 1, [[depth(n, i) for n in range(10, 20)] for i in range(2)], DEPTH, producer="two")
-    with pytest.raises(ValueError, match="tok_depth is of 2 generations"):
+    with pytest.raises(ValueError, match=r"tok_depth is of 2 generations .* or say mixed_generations: true"):
         toy.open()
+    assert len(toy.open(mixed_generations=True).shard_of) == 30
 
 
 def test_shard_with_other_keys_is_refused(toy: Toy) -> None:

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import toys
+from helpers import all_records
 
 from fourmill.checkpoints import is_non_commercial
 from fourmill.config import Config, ConfigError, load_config
 from fourmill.pipeline.component import Batch
-from fourmill.pipeline.inspect import verify
 from fourmill.pipeline.manifest import read_manifest
+from fourmill.pipeline.manifest.verify import verify
 from fourmill.pipeline.plan import make_plan
 from fourmill.pipeline.runner import BudgetExceededError, run
-from fourmill.pipeline.shards import Shard, parse_name, read_shard
+from fourmill.pipeline.shards import Shard, read_shard
 from fourmill.pipeline.store import open_store
 
 
@@ -30,12 +31,12 @@ def config(dataset: str, **options: Any) -> Config:
 
 
 def digests(dataset: str) -> dict[str, str]:
-    return {r.name: r.digest for r in read_manifest(open_store(dataset)).records.values()}
+    return {r.name: r.digest for r in all_records(read_manifest(open_store(dataset)))}
 
 
 def shards_of(dataset: str, modality: str) -> list[Shard]:
     store = open_store(dataset)
-    return [read_shard(store, r.name) for r in read_manifest(store).of(modality)]
+    return [read_shard(store, r.name) for r in read_manifest(store).records(modality)]
 
 
 def values_of(dataset: str, modality: str) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def test_every_modality_gets_one_aligned_shard_per_input_shard(dataset: str) -> 
     assert report.ok
     assert report.samples == 3 * 24  # geometry, labels, more
     for name in ("crop_settings", "depth", "det", "semseg", "tok_depth"):
-        assert [r.rows for r in manifest.of(name)] == [6, 6, 6, 6]
+        assert [r.rows for r in manifest.records(name)] == [6, 6, 6, 6]
     assert verify(open_store(dataset), manifest).ok
 
 
@@ -73,7 +74,7 @@ def test_second_run_has_nothing_to_do(dataset: str) -> None:
     first = run(config(dataset))
     before = {i.name for i in open_store(dataset).list()}
     again = run(config(dataset))
-    assert not again.plan.units
+    assert not again.plan.num_units
     assert again.manifest.snapshot == first.manifest.snapshot
     assert {i.name for i in open_store(dataset).list()} == before
 
@@ -109,11 +110,15 @@ def test_changed_option_makes_its_shards_and_their_dependants_stale(dataset: str
     run(config(dataset))
     store = open_store(dataset)
     plan = make_plan(store, read_manifest(store), config(dataset, gain=0.5))
-    stale = {m for u in plan.units for m in u.makes}
+    stale = {m for u in plan.units() for m in u.makes}
     assert stale == {"depth", "semseg", "tok_depth"}  # not det, not crop_settings
-    reasons = {m: r for u in plan.units for m, r in u.reasons.items()}
-    assert reasons["depth"] == "stale: config.gain was 1.0, is 0.5"
-    assert reasons["tok_depth"] == "stale: its inputs changed"
+    reasons = {reason: count for totals in plan.totals.values() for reason, count in totals.reasons.items()}
+    because = "its input depth changed (config.gain was 1.0, is 0.5)"
+    assert reasons == {
+        "depth: stale: config.gain was 1.0, is 0.5": 4,
+        f"semseg: stale: {because}": 4,
+        f"tok_depth: stale: {because}": 4,
+    }
 
 
 def test_going_back_to_an_earlier_configuration_recomputes_nothing(dataset: str) -> None:
@@ -122,7 +127,7 @@ def test_going_back_to_an_earlier_configuration_recomputes_nothing(dataset: str)
     run(config(dataset, gain=0.5))
     assert digests(dataset) != before
     back = run(config(dataset))
-    assert not back.plan.units
+    assert not back.plan.num_units
     assert digests(dataset) == before
 
 
@@ -131,7 +136,7 @@ def test_changed_crops_make_everything_stale(dataset: str) -> None:
     tree = {**toys.config(dataset), "crops": {"size": 32}}
     store = open_store(dataset)
     plan = make_plan(store, read_manifest(store), Config(**tree))
-    assert {m for u in plan.units for m in u.makes} == {"crop_settings", "depth", "det", "semseg", "tok_depth"}
+    assert {m for u in plan.units() for m in u.makes} == {"crop_settings", "depth", "det", "semseg", "tok_depth"}
 
 
 def test_object_whose_record_was_never_written_is_adopted_not_recomputed(tmp_path: Path, dataset: str) -> None:
@@ -143,8 +148,8 @@ def test_object_whose_record_was_never_written_is_adopted_not_recomputed(tmp_pat
     for info in list(store.list("depth/")):
         if info.name.endswith(".json"):
             store.delete(info.name)
-    report = run(config(dataset, **options))
-    assert len(report.plan.units) == 4
+    report = run(config(dataset, **options), recheck=True)
+    assert report.plan.num_units == 4
     assert len(calls.read_text().split()) == made
     assert digests(dataset) == before
 
@@ -210,7 +215,7 @@ def test_run_stops_when_the_failure_budget_is_spent_and_keeps_what_is_done(datas
     tree = {**toys.config(dataset, fail=["000000001", "000000002"]), "max_failures": 0.05}
     with pytest.raises(BudgetExceededError, match=r"2 of 24 rows of depth .* max_failures=0.05 allows 1"):
         run(Config(**tree))
-    assert len(read_manifest(open_store(dataset)).of("depth")) == 1
+    assert read_manifest(open_store(dataset)).num_shards("depth") == 1
 
 
 def test_several_crops_make_several_columns_and_share_one_decode(dataset: str) -> None:
@@ -256,21 +261,72 @@ def test_configuration_that_does_not_fit_is_refused_with_the_place(
         make_plan(store, read_manifest(store), Config(**{**toys.config(dataset), **change}))
 
 
-def test_verify_finds_changed_missing_and_misaligned_objects(dataset: str) -> None:
+def test_lost_object_is_made_again_only_when_the_store_is_asked(dataset: str) -> None:
+    run(config(dataset))
+    store, before = open_store(dataset), digests(dataset)
+    name = next(i.name for i in store.list("depth/") if i.name.endswith(".arrow"))
+    held = store.get(name)
+    store.delete(name)
+    assert not run(config(dataset)).plan.num_units  # the manifest is believed
+    report = run(config(dataset), recheck=True)
+    assert [u.makes for u in report.plan.units()] == [{"depth": name.split(".")[1]}]
+    assert report.plan.totals["labels"].reasons == {"depth: lost: the manifest names it, the store does not have it": 1}
+    assert store.get(name) == held
+    assert digests(dataset) == before
+
+
+def test_records_that_no_snapshot_names_are_found_and_published(dataset: str) -> None:
+    done = run(config(dataset))
+    store = open_store(dataset)
+    for number in range(2, done.manifest.snapshot + 1):  # as if the driver had died before its first snapshot
+        store.delete(f"manifest/snapshot-{number:06d}.json")
+    again = run(config(dataset))
+    assert (again.plan.num_units, len(again.plan.unpublished)) == (0, 5 * 4)
+    assert [r.digest for r in all_records(again.manifest)] == [r.digest for r in all_records(done.manifest)]
+
+
+def test_finished_job_is_told_from_the_root_alone(dataset: str) -> None:
     run(config(dataset))
     store = open_store(dataset)
-    names = sorted(i.name for i in store.list("depth/") if i.name.endswith(".arrow"))
-    flipped = bytearray(store.get(names[0]))
-    flipped[len(flipped) // 2] ^= 1
-    store.delete(names[0])
-    store.create(names[0], bytes(flipped))
-    store.delete(names[1])
-    found = [str(p) for p in verify(store, read_manifest(store)).problems]
-    assert found == [
-        f"{names[0]}: its SHA-256 differs from its record's: the bytes have changed",
-        f"{names[1]}: the object is gone",
-    ]
-    assert parse_name(names[0]) is not None
+    for info in [*store.list("manifest/records/"), *store.list("depth/")]:
+        store.delete(info.name)
+    assert not run(config(dataset)).plan.num_units
+
+
+def test_plan_is_the_same_for_machines(dataset: str) -> None:
+    plan = run(config(dataset)).plan
+    assert plan.to_json()["units"] == 3 * 4
+    assert plan.to_json()["stages"]["labels"] == {
+        "components": ["bright", "boxes"],
+        "makes": ["depth", "det"],
+        "stores": ["depth", "det"],
+        "shards_to_do": 4,
+        "samples_to_do": 24,
+        "shards_done": 0,
+        "reasons": {"depth: missing": 4, "det: missing": 4},
+    }
+
+
+def test_what_a_shard_took_is_divided_among_its_modalities(dataset: str) -> None:
+    run(config(dataset, seconds=0.05))
+    manifest = read_manifest(open_store(dataset))
+    depth, boxes = manifest.totals("depth").spent, manifest.totals("det").spent
+    assert depth["attempts"] == boxes["attempts"] == 4
+    assert depth["seconds"] > 4 * 2 * 0.05 > boxes["seconds"]  # two batches a shard, each of 50 ms
+    assert depth["gpu_seconds"] == 0
+
+
+def test_new_modality_touches_no_other_object(dataset: str) -> None:
+    stages = {"labels": {"labelers": ["bright", "boxes"]}}
+    run(config(dataset, stages=stages))
+    store = open_store(dataset)
+    before = {info.name: store.get(info.name) for info in store.list()}
+    run(config(dataset, stages={**stages, "later": {"labelers": ["threshold"]}}))
+    assert {name: store.get(name) for name in before} == before
+    fresh = {info.name.split("/")[0] for info in store.list() if info.name not in before}
+    assert fresh == {"semseg", "manifest"}
+    blocks = read_manifest(store).blocks
+    assert {m for m, infos in blocks.items() if infos != read_manifest(store, 2).blocks.get(m)} == {"semseg"}
 
 
 @pytest.mark.parametrize(

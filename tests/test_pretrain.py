@@ -24,7 +24,7 @@ from fourmill.model.evaluate import HeldOut, count_tokens
 from fourmill.model.masking import Masker
 from fourmill.model.predict import load_model, predict
 from fourmill.model.train import Progress, learning_rate, pretrain, seed_of
-from fourmill.pipeline.manifest import update_manifest
+from fourmill.pipeline.manifest import Update, update_manifest
 from fourmill.pipeline.shards import Spec, commit, write_shard
 from fourmill.pipeline.store import open_store
 
@@ -67,7 +67,7 @@ def make_dataset(folder: Path | str, shards: int = 3, rows: int = 80) -> str:
         }
         for name, (values, spec) in columns.items():
             records.append(commit(store, write_shard(name, shard, "0" * 16, keys, [values], spec, {"who": name}, {})))
-    update_manifest(store, lambda m: m.including(records, {r.producer: {} for r in records}))
+    update_manifest(store, lambda _: Update(records, {r.producer: {} for r in records}))
     return str(folder)
 
 

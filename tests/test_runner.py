@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import toys
 import yaml
+from helpers import all_records
 
 from fourmill.config import Config
-from fourmill.pipeline.inspect import verify
 from fourmill.pipeline.manifest import read_manifest
+from fourmill.pipeline.manifest.verify import verify
 from fourmill.pipeline.runner import run
 from fourmill.pipeline.shards import read_shard
 from fourmill.pipeline.store import open_store
@@ -44,12 +45,12 @@ def ray_local(s3_server: str) -> Iterator[None]:  # the server first: workers in
 
 
 def digests(dataset: str) -> dict[str, str]:
-    return {r.name: r.digest for r in read_manifest(open_store(dataset)).records.values()}
+    return {r.name: r.digest for r in all_records(read_manifest(open_store(dataset)))}
 
 
 def quarantine(dataset: str, modality: str) -> dict[str, str]:
     store = open_store(dataset)
-    shards = [read_shard(store, r.name) for r in read_manifest(store).of(modality)]
+    shards = [read_shard(store, r.name) for r in read_manifest(store).records(modality)]
     return {k: v for s in shards for k, v in s.quarantine.items()}
 
 

@@ -13,7 +13,7 @@ from tiny_sequences import BINS, Quarters, build, instance, iou, square, star, w
 from tiny_tokenizers import checkpoint_config, write_checkpoint
 
 from fourmill.pipeline import masks
-from fourmill.pipeline.plan import content_of
+from fourmill.pipeline.fingerprints import content_of
 from fourmill.tokenizers.sam_instance import grid_box, inside, placed
 from fourmill.tokenizers.sequences import people, points
 from fourmill.tokenizers.sequences.points import CodedMask, Query

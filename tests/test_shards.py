@@ -1,10 +1,8 @@
-"""Shards, codecs and the manifest: literal values in, exact values and bytes out, and no two writers lose anything."""
+"""Shards and codecs: literal values in, exact values and bytes out, and no two writers lose anything."""
 
 from __future__ import annotations
 
 import io
-import json
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from fourmill.modalities import CATALOGUE, modality
 from fourmill.pipeline import codecs
-from fourmill.pipeline.manifest import Manifest, read_manifest, update_manifest
 from fourmill.pipeline.shards import (
     Record,
     Spec,
@@ -27,9 +23,9 @@ from fourmill.pipeline.shards import (
     read_shard,
     record_of,
     shard_name,
-    unpack_counts,
     write_shard,
 )
+from fourmill.pipeline.statistics import unpack_counts
 from fourmill.pipeline.store import LocalStore, Store, open_store
 
 FINGERPRINT = "0123456789abcdef"
@@ -294,124 +290,3 @@ def test_another_format_is_refused_naming_both(tmp_path: Path, monkeypatch: pyte
 def test_an_unknown_modality_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="unknown modality 'tok_dpeth'; did you mean 'tok_depth'"):
         modality("tok_dpeth@448")
-
-
-# --- manifest ------------------------------------------------------------------------------------------------------
-
-
-def records_for(name: str, shards: Sequence[int]) -> list[Record]:
-    return [record_of(shard_bytes(name, ["a"], shard=shard)) for shard in shards]
-
-
-def add(store: Store, records: Sequence[Record]) -> Manifest:
-    producers = {record.producer: PRODUCER for record in records}
-    return update_manifest(store, lambda old: old.including(records, producers))
-
-
-def test_a_snapshot_comes_back_as_it_was_written(store_uri: str) -> None:
-    store = open_store(store_uri)
-    spec = Spec(crops=2, vocabulary=10, length=2, grid=(1, 2), classes=("a", "b"), convention="metric")
-    tokens = record_of(shard_bytes("tok_rgb", [np.array([1, 2])], spec, quarantine={"k0": "decode: x"}))
-    written = update_manifest(
-        store,
-        lambda old: replace(
-            old.including([*records_for("alt_text", [0, 1]), tokens], {tokens.producer: PRODUCER}),
-            corpus={"samples": 2, "sources": ["x"]},
-        ),
-    )
-    assert (written.snapshot, read_manifest(store)) == (1, written)
-    assert written.modalities == ["alt_text", "tok_rgb"]
-    assert written.shards == [0, 1, 3]
-    assert written.of("tok_rgb") == [tokens]
-    assert Spec.from_json(written.of("tok_rgb")[0].spec) == spec
-
-
-def test_two_writers_at_once_lose_no_record(store_uri: str) -> None:
-    writers, each = 4, 3
-    start = threading.Barrier(writers)
-
-    def write(writer: int) -> None:
-        store = open_store(store_uri)
-        start.wait()
-        for i in range(each):
-            add(store, records_for("alt_text", [writer * each + i]))
-
-    threads = [threading.Thread(target=write, args=(w,)) for w in range(writers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    manifest = read_manifest(open_store(store_uri))
-    assert manifest.shards == list(range(writers * each))
-    assert manifest.snapshot == writers * each
-
-
-def test_a_writer_that_loses_the_race_adds_to_the_winners_snapshot(tmp_path: Path) -> None:
-    store = LocalStore(tmp_path)
-    add(store, records_for("alt_text", [0]))
-    seen = []
-
-    def change(old: Manifest) -> Manifest:
-        seen.append(old.snapshot)
-        if len(seen) == 1:  # another writer comes between reading and publishing
-            add(store, records_for("alt_text", [1]))
-        return old.including(records_for("alt_text", [2]), {})
-
-    manifest = update_manifest(store, change)
-    assert seen == [1, 2]
-    assert (manifest.snapshot, manifest.shards) == (3, [0, 1, 2])
-
-
-def test_a_change_that_changes_nothing_publishes_nothing(store_uri: str) -> None:
-    store = open_store(store_uri)
-    first = add(store, records_for("alt_text", [0]))
-    names = [info.name for info in store.list()]
-    assert add(store, records_for("alt_text", [0])) == first
-    assert [info.name for info in store.list()] == names
-
-
-def test_an_older_snapshot_stays_readable(store_uri: str) -> None:
-    store = open_store(store_uri)
-    add(store, records_for("alt_text", [0]))
-    add(store, records_for("alt_text", [1]))
-    assert read_manifest(store, 1).shards == [0]
-    assert read_manifest(store, 2).shards == read_manifest(store).shards == [0, 1]
-    with pytest.raises(FileNotFoundError, match=r"no manifest 3 in .*: it has snapshots 1 to 2"):
-        read_manifest(store, 3)
-
-
-def test_a_dataset_without_a_manifest_says_how_to_get_one(store_uri: str) -> None:
-    with pytest.raises(FileNotFoundError, match="no snapshot; `fourmill ingest` makes the first"):
-        read_manifest(open_store(store_uri))
-
-
-def test_a_replaced_record_takes_its_producer_along() -> None:
-    old = Manifest().including(records_for("alt_text", [0, 1]), {record_of(shard_bytes("rgb", [])).producer: PRODUCER})
-    newer = {**PRODUCER, "version": 2}
-    record = record_of(shard_bytes("alt_text", ["b"], shard=0, producer=newer))
-    mixed = old.including([record], {record.producer: newer})
-    assert mixed.generations("alt_text") == sorted([record.producer, old.of("alt_text")[1].producer])
-    other = replace(record, shard=1)
-    assert list(mixed.including([other], {}).producers) == [record.producer]
-
-
-def test_the_manifests_table_opens_as_plain_parquet(tmp_path: Path) -> None:
-    store = LocalStore(tmp_path)
-    add(store, records_for("alt_text", [0, 1]))
-    root = json.loads(store.get("manifest/000001.json"))
-    assert root["modalities"]["alt_text"] == {
-        "shards": 2,
-        "rows": 2,
-        "present": 2,
-        "num_bytes": sum(r.num_bytes for r in records_for("alt_text", [0, 1])),
-        "producers": [records_for("alt_text", [0])[0].producer],
-    }
-    table = pq.read_table(tmp_path / root["table"]["name"])
-    assert table["name"].to_pylist() == [r.name for r in records_for("alt_text", [0, 1])]
-
-
-def test_a_manifest_of_another_format_is_refused_naming_both(tmp_path: Path) -> None:
-    store = LocalStore(tmp_path)
-    store.create("manifest/000001.json", b'{"format": 7}')
-    with pytest.raises(ValueError, match=r"manifest 1 of .* has format 7; this Fourmill reads format 1"):
-        read_manifest(store)

@@ -14,8 +14,8 @@ import pytest
 from conftest import _free_ports
 
 from fourmill.pipeline.ingest import IngestConfig, ingest
-from fourmill.pipeline.inspect import verify
 from fourmill.pipeline.manifest import read_manifest
+from fourmill.pipeline.manifest.verify import verify
 from fourmill.pipeline.store import open_store
 from fourmill.scenes import write_corpus
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import all_records
 from PIL import Image
 
 from fourmill.config import Config
@@ -76,7 +77,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     }
     assert run(Config.model_validate(tree)).ok
     store = open_store(dataset)
-    shards = {m: read_shard(store, r.name) for (m, _), r in read_manifest(store).records.items()}
+    shards = {r.modality: read_shard(store, r.name) for r in all_records(read_manifest(store))}
     found = []
     for row, scene in enumerate(scenes):
         for number in range(CROPS):

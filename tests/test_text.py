@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from fourmill.labelers.coco import THINGS
-from fourmill.pipeline.plan import content_of
+from fourmill.pipeline.fingerprints import content_of
 from fourmill.scenes import render
 from fourmill.tokenizers import TOKENIZERS
 from fourmill.tokenizers.sequences.bins import draws, id_words, level, plain, read_ids, value_of

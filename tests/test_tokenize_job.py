@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import toys
+from helpers import all_records
 from PIL import Image
 from tiny_tokenizers import build, checkpoint_config, settled, write_checkpoint
 
@@ -62,11 +63,11 @@ def config(
 
 def shards_of(dataset: str, name: str) -> list[Shard]:
     store = open_store(dataset)
-    return [read_shard(store, record.name) for record in read_manifest(store).of(name)]
+    return [read_shard(store, record.name) for record in read_manifest(store).records(name)]
 
 
 def token_digests(dataset: str) -> dict[str, str]:
-    records = read_manifest(open_store(dataset)).records.values()
+    records = all_records(read_manifest(open_store(dataset)))
     return {r.name: r.digest for r in records if r.modality.startswith("tok_")}
 
 

@@ -14,7 +14,7 @@ from tiny_training import NETWORK, ramps
 
 from fourmill.modalities import modality
 from fourmill.pipeline.codecs import encode
-from fourmill.pipeline.manifest import update_manifest
+from fourmill.pipeline.manifest import Update, update_manifest
 from fourmill.pipeline.shards import Spec, commit, producer_id, write_shard
 from fourmill.pipeline.store import open_store
 from fourmill.tokenizers import TOKENIZERS
@@ -34,7 +34,7 @@ def add(dataset: Path, name: str, shard: int, columns: list[list[Any]], spec: Sp
     stored = [[None if value is None else encode(entry, value) for value in column] for column in columns]
     made_by = producer or PRODUCER
     record = commit(store, write_shard(name, shard, "0" * 16, keys, stored, spec, made_by, {}))
-    update_manifest(store, lambda m: m.including([record], {producer_id(made_by): made_by}))
+    update_manifest(store, lambda _: Update([record], {producer_id(made_by): made_by}))
 
 
 def jpeg(colour: tuple[int, int, int]) -> bytes:
@@ -153,11 +153,12 @@ def test_missing_modality_names_what_there_is(dataset: Path, tmp_path: Path) -> 
         train_tokenizer(config(dataset, tmp_path / "out", modality="tok_normal"))
 
 
-def test_labels_of_two_producers_are_not_mixed(tmp_path: Path) -> None:
+def test_labels_of_two_producers_are_mixed_only_by_choice(tmp_path: Path) -> None:
     add(tmp_path / "d", "depth", 0, [ramps(2, 0)], Spec())
     add(tmp_path / "d", "depth", 1, [ramps(2, 1)], Spec(), producer={"class": "test", "version": 2})
-    with pytest.raises(ValueError, match="partly redone"):
+    with pytest.raises(ValueError, match=r"partly redone .* or say mixed_generations: true"):
         train_tokenizer(config(tmp_path / "d", tmp_path / "out"))
+    assert ShardExamples(str(tmp_path / "d"), "depth", 16, mixed_generations=True).groups == [0, 0, 1, 1]
 
 
 def test_collapse_is_reported_and_nothing_is_published(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from fourmill.checkpoints import resolve
 from fourmill.modalities import modality
 from fourmill.pipeline import masks
 from fourmill.pipeline.codecs import encode
-from fourmill.pipeline.manifest import update_manifest
+from fourmill.pipeline.manifest import Update, update_manifest
 from fourmill.pipeline.shards import Spec, commit, producer_id, write_shard
 from fourmill.pipeline.store import open_store
 from fourmill.tokenizers.published import read_settings
@@ -44,7 +44,7 @@ def add(dataset: Path, name: str, values: list[Any]) -> None:
     stored = [[None if value is None else encode(entry, value) for value in values]]
     keys = [f"k{i}" for i in range(len(values))]
     record = commit(store, write_shard(name, 0, "0" * 16, keys, stored, Spec(), producer, {}))
-    update_manifest(store, lambda m: m.including([record], {producer_id(producer): producer}))
+    update_manifest(store, lambda _: Update([record], {producer_id(producer): producer}))
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fourmill.modalities import modality
 from fourmill.pipeline import codecs
-from fourmill.pipeline.manifest import update_manifest
+from fourmill.pipeline.manifest import Update, update_manifest
 from fourmill.pipeline.shards import Spec, commit, producer_id, write_shard
 from fourmill.pipeline.store import open_store
 from fourmill.tokenizers import TOKENIZERS
@@ -150,5 +150,5 @@ class Literal:
 
     def done(self) -> str:
         """Publish the manifest."""
-        update_manifest(self.store, lambda old: old.including(self.records, self.producers))
+        update_manifest(self.store, lambda _: Update(self.records, self.producers))
         return self.uri

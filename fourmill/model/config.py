@@ -193,6 +193,8 @@ class PretrainConfig(_Config):
     """Share of the samples, by a hash of the key, that are never trained on."""
     eval_samples: int = Field(default=512, ge=1)
     """Most held-out samples that an evaluation looks at."""
+    mixed_generations: bool = False
+    """Train on a modality that is partly redone, so that its shards were made by different labelers or tokenizers."""
     missing: Literal["mask", "error", "skip"] = "mask"
     """A sample without one of the modalities: train on what it has, refuse the dataset, or leave the sample out."""
     crop: int | Literal["random"] = "random"

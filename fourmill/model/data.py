@@ -28,7 +28,7 @@ from fourmill.pipeline.images import BadImageError, decode
 from fourmill.pipeline.manifest import read_manifest
 from fourmill.pipeline.shards import Shard, Spec, digest, read_shard
 from fourmill.pipeline.splits import is_held_out
-from fourmill.pipeline.store import open_store
+from fourmill.pipeline.store import StoreSettings, open_store
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class DataConfig:
     patch_size: int = 16
     held_out: float = 0.125
     missing: Literal["mask", "error", "skip"] = "mask"
+    mixed_generations: bool = False
     max_tokens: Mapping[str, int] | None = None
     num_sentinels: int = 200
     cache_bytes: int = 512 << 20
@@ -57,13 +58,13 @@ class TokenDataset:
     vocabularies that differ, ids beyond the vocabulary.
     """
 
-    def __init__(self, uri: str, config: DataConfig) -> None:
-        self.config, self.store = config, open_store(uri)
+    def __init__(self, uri: str, config: DataConfig, storage: StoreSettings | None = None) -> None:
+        self.config, self.store = config, open_store(uri, storage)
         manifest = read_manifest(self.store)
         self._reads = (*config.names, *((CROPS,) if PIXELS in config.names else ()))
-        check(manifest, self._reads, uri)
-        self.records = {(r.modality, r.shard): r for name in self._reads for r in manifest.of(name)}
-        self.specs = {name: Spec.from_json(manifest.of(name)[0].spec) for name in self._reads}
+        check(manifest, self._reads, uri, config.mixed_generations)
+        self.records = {(r.modality, r.shard): r for name in self._reads for r in manifest.records(name)}
+        self.specs = {name: Spec.from_json(next(manifest.records(name)).spec) for name in self._reads}
         self.infos = {name: self._info(name) for name in config.names}
         self.crops = self._crops()
         self.digest = digest(*(f"{r.name} {r.digest}" for _, r in sorted(self.records.items())))

@@ -32,7 +32,7 @@ from fourmill.model.masking import Masker
 from fourmill.model.network import FourM
 from fourmill.model.state import drop_states, read_state, write_state
 from fourmill.model.weights import save_model
-from fourmill.pipeline.store import LocalStore, Store, open_store
+from fourmill.pipeline.store import LocalStore, Store, StoreSettings, open_store
 
 log = logging.getLogger(__name__)
 
@@ -91,15 +91,18 @@ class PretrainResult:
 
 
 def pretrain(
-    dataset: str, config: PretrainConfig, progress: Callable[[Progress], None] | None = None
+    dataset: str,
+    config: PretrainConfig,
+    progress: Callable[[Progress], None] | None = None,
+    storage: StoreSettings | None = None,
 ) -> PretrainResult:
     """Train a model on `dataset` (path or s3:// URI) and write its checkpoint to `config.out`.
 
     A finished run is not repeated: its result is read. ValueError if `out` holds a run of another configuration or of
     other data, or if the dataset is unfit.
     """
-    store = open_store(config.out)
-    data = TokenDataset(dataset, _data_config(config))
+    store = open_store(config.out, storage)
+    data = TokenDataset(dataset, _data_config(config), storage)
     _claim(store, config, data, dataset)
     if store.head("metrics.json"):
         return PretrainResult(**json.loads(store.get("metrics.json")))
@@ -233,6 +236,7 @@ def _data_config(config: PretrainConfig) -> DataConfig:
         patch_size=config.model.patch_size,
         held_out=config.held_out,
         missing=config.missing,
+        mixed_generations=config.mixed_generations,
         max_tokens=config.max_tokens,
         num_sentinels=config.masking.num_sentinels,
         cache_bytes=config.cache_bytes,

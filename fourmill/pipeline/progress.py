@@ -51,9 +51,9 @@ class Progress:
 
     def __post_init__(self) -> None:
         self.stages = {
-            s.name: StageProgress(s.name, len(units), sum(u.rows for u in units))
-            for s in self.plan.stages
-            if (units := self.plan.of(s.name))
+            name: StageProgress(name, totals.shards, totals.samples)
+            for name, totals in self.plan.totals.items()
+            if totals.shards
         }
         self._live: Any = None
         self._last = time.monotonic()

@@ -9,207 +9,91 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fourmill.config import Config, ConfigError, save_config
-from fourmill.pipeline.manifest import Manifest, read_manifest, update_manifest
-from fourmill.pipeline.plan import Plan, Stage, Unit, make_plan
+from fourmill.pipeline.manifest import read_manifest
+from fourmill.pipeline.plan import Plan, Unit, make_plan
 from fourmill.pipeline.progress import Progress
-from fourmill.pipeline.shards import Record, digest, shard_name
-from fourmill.pipeline.store import Store, open_store
+from fourmill.pipeline.schedule import MAX_DEATHS, BudgetExceededError, Publisher, RunReport, Schedule
+from fourmill.pipeline.shards import digest, shard_name
+from fourmill.pipeline.stages import Stage
+from fourmill.pipeline.store import S3Store, Store, open_store
 from fourmill.pipeline.worker import SetupError, UnitResult, Worker, WorkerSpec
 
-_MAX_DEATHS = 2  # times a unit may lose its worker before its samples are searched for the cause
-_MAX_ERRORS = 2  # times a unit may fail with an exception before it is left for the next run
+__all__ = ["BudgetExceededError", "RunReport", "dry_run", "plan_of", "ray_session", "run"]
+
 _STALLED_S = 60.0  # say so when nothing has started for this long
 
 
-class BudgetExceededError(RuntimeError):
-    """Too many samples were quarantined; the run stopped rather than label a corpus that something is wrong with."""
-
-
-@dataclass
-class RunReport:
-    """What a run did. `failed`: units left undone, with their last error; `notes`: retries, splits, deaths."""
-
-    plan: Plan
-    manifest: Manifest
-    samples: int = 0
-    seconds: float = 0.0
-    quarantined: dict[str, dict[str, int]] = field(default_factory=dict)
-    failed: dict[tuple[str, int], str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return not self.failed
-
-    def __str__(self) -> str:
-        units = len(self.plan.units)
-        lines = [
-            f"{units - len(self.failed)} of {units} units done in {self.seconds:.1f} s; "
-            f"snapshot {self.manifest.snapshot}"
-        ]
-        for name, reasons in sorted(self.quarantined.items()):
-            lines.append(f"quarantined in {name}: " + ", ".join(f"{n} x {r}" for r, n in sorted(reasons.items())))
-        lines += [f"FAILED {stage} shard {shard}: {why}" for (stage, shard), why in sorted(self.failed.items())]
-        lines += [f"note: {note}" for note in self.notes]
-        return "\n".join(lines)
-
-
-def run(config: Config, only: list[str] | None = None) -> RunReport:
+def run(config: Config, only: list[str] | None = None, recheck: bool = False) -> RunReport:
     """Make what is missing for every stage (or those in `only`, and what they need), and update the manifest."""
-    store = open_store(config.dataset)
-    plan = make_plan(store, read_manifest(store), config, only)
-    report = RunReport(plan, Manifest())
-    records: dict[tuple[str, int], Record] = {}
+    store = open_store(config.dataset, config.storage)
+    manifest = read_manifest(store)
+    plan = make_plan(store, manifest, config, only, recheck)
+    report = RunReport(plan, manifest)
+    publisher = Publisher(store, plan, manifest)
     start = time.monotonic()
     try:
         with Progress(plan) as progress:
-            if plan.units:
+            if plan.num_units:
                 resolved = save_config(config)
                 store.create(f"manifest/config-{digest(resolved)[:16]}.yaml", resolved)
-                _Driver(config, plan, progress, report, records).run()
+                if isinstance(store, S3Store):  # its conditional writes are tried once, not by each worker
+                    config = config.model_copy(update={"storage": store.settle()})
+                _work(config, Schedule(config, plan, progress, report, publisher), _depth(store))
     finally:
         report.seconds = time.monotonic() - start
-        report.manifest = _publish(store, plan, records)
+        report.manifest = publisher.finish()
     return report
 
 
-def _publish(store: Store, plan: Plan, fresh: Mapping[tuple[str, int], Record]) -> Manifest:
-    """A snapshot that selects, for every (modality, shard) of the plan that exists, the fingerprint the plan wants."""
-
-    def change(old: Manifest) -> Manifest:
-        known = {place: record.fingerprint for place, record in old.records.items()}
-        unknown = [(*place, f) for place, f in plan.wanted.items() if place not in fresh and known.get(place) != f]
-        with ThreadPoolExecutor(16) as pool:  # after a kill there can be thousands, each a request
-            found = pool.map(lambda item: _stored_record(store, *item), unknown)
-            return old.including([*fresh.values(), *(r for records in found for r in records)], plan.lineages)
-
-    return update_manifest(store, change)
+def _depth(store: Store) -> int:
+    """Units that a worker holds at once: with a second one, downloads and uploads go on while the first is computed."""
+    return 2 if store.local_path("rgb") is None else 1
 
 
-def _stored_record(store: Store, name: str, shard: int, fingerprint: str) -> list[Record]:
-    try:
-        return [Record.from_json(store.get(shard_name(name, shard, fingerprint, "json")))]
-    except FileNotFoundError:
-        return []
+def _work(config: Config, schedule: Schedule, depth: int) -> None:
+    if config.ray.address == "none":
+        for stage in schedule.plan.stages:
+            _run_here(config, schedule, stage, depth)
+        return
+    with ray_session(config) as ray:
+        stages = [s for s in schedule.plan.stages if schedule.waiting[s.name]]
+        sizes = {s.name: _pool_size(ray, s, schedule.waiting[s.name].left) for s in stages}
+        fit = _fit_together(ray, stages, sizes)
+        together = config.ray.concurrent_stages
+        together = fit if together is None else together
+        for group in [stages] if together else [[s] for s in stages]:
+            _Pools(schedule, ray, group, sizes, tight=not fit, depth=depth).run()
 
 
-class _Driver:
-    """The scheduling loop over one plan."""
-
-    def __init__(
-        self, config: Config, plan: Plan, progress: Progress, report: RunReport, records: dict[tuple[str, int], Record]
-    ) -> None:
-        self.config, self.plan, self.progress, self.report, self.records = config, plan, progress, report, records
-        self.waiting = {s.name: deque(plan.of(s.name)) for s in plan.stages}
-        self.undone = {(m, u.shard) for u in plan.units for m in u.makes}
-        self.deaths: dict[tuple[str, int], int] = {}
-        self.errors: dict[tuple[str, int], int] = {}
-
-    def run(self) -> None:
-        if self.config.ray.address == "none":
-            for stage in self.plan.stages:
-                self._run_here(stage)
-            return
-        with ray_session(self.config) as ray:
-            stages = [s for s in self.plan.stages if self.waiting[s.name]]
-            sizes = {s.name: _pool_size(ray, s, len(self.waiting[s.name])) for s in stages}
-            fit = _fit_together(ray, stages, sizes)
-            together = self.config.ray.concurrent_stages
-            together = fit if together is None else together
-            for group in [stages] if together else [[s] for s in stages]:
-                _Pools(self, ray, group, sizes, tight=not fit).run()
-
-    def _run_here(self, stage: Stage) -> None:
-        units = self.waiting[stage.name]
-        if not units:
-            return
-        worker = Worker(WorkerSpec.of(stage, self.config.dataset, self.config.crops))
-        self.progress.stages[stage.name].workers = 1
-        while unit := self.next_unit(stage.name):
-            self.progress.began(stage.name)
-            try:
-                result = worker.run(unit)
-            except Exception as error:
-                self.erred(unit, error)
-            else:
-                self.finished(result)
-
-    def next_unit(self, stage: str) -> Unit | None:
-        """The first waiting unit whose inputs are all there; units whose inputs failed are dropped as failed too."""
-        units = self.waiting[stage]
-        for _ in range(len(units)):
-            unit = units.popleft()
-            lacking = [m for m in unit.inputs if (m, unit.shard) in self.undone]
-            if not lacking:
-                return unit
-            if any(
-                (s.name, unit.shard) in self.report.failed for s in self.plan.stages if set(lacking) & set(s.stores)
-            ):
-                self.give_up(unit, f"its input {lacking[0]} could not be made")
-            else:
-                units.append(unit)
-        return None
-
-    def finished(self, result: UnitResult) -> None:
-        unit = result.unit
-        self.undone -= {(m, unit.shard) for m in unit.makes}
-        self.records.update({(r.modality, r.shard): r for r in result.records})
-        self.report.samples += unit.rows
-        self.report.notes += [f"{unit.stage} shard {unit.shard}: {note}" for note in result.notes]
-        for record in result.records:
-            counts = self.report.quarantined.setdefault(record.modality, {}) if record.quarantined else {}
-            for reason, count in record.quarantined.items():
-                counts[reason] = counts.get(reason, 0) + count
-        worst = max((sum(r.quarantined.values()) for r in result.records), default=0)
-        self.progress.done(unit.stage, unit.rows, worst)
-        self._check_budget()
-
-    def _check_budget(self) -> None:
-        for name, reasons in self.report.quarantined.items():
-            stage = next(s for s in self.plan.stages if name in s.stores)
-            planned = self.progress.stages[stage.name].samples
-            lost = sum(reasons.values())
-            if lost > self.config.max_failures * planned:
-                detail = ", ".join(f"{n} x {r}" for r, n in sorted(reasons.items()))
-                raise BudgetExceededError(
-                    f"{lost} of {planned} rows of {name} were quarantined ({detail}); "
-                    f"max_failures={self.config.max_failures} allows {int(self.config.max_failures * planned)}. "
-                    "What is done is kept; raise max_failures to go on"
-                )
-
-    def erred(self, unit: Unit, error: Exception) -> None:
-        """A unit failed with an exception: once more, then left for the next run."""
-        if isinstance(error, SetupError):
-            raise error
-        place = (unit.stage, unit.shard)
-        self.errors[place] = self.errors.get(place, 0) + 1
-        self.progress.say(f"{unit.stage} shard {unit.shard}: {type(error).__name__}: {error}")
-        if self.errors[place] >= _MAX_ERRORS:
-            self.give_up(unit, f"{type(error).__name__}: {error}")
-        else:
-            self.progress.stages[unit.stage].retried += 1
-            self.waiting[unit.stage].appendleft(unit)
-
-    def give_up(self, unit: Unit, why: str) -> None:
-        self.report.failed[unit.stage, unit.shard] = why
-        self.progress.stages[unit.stage].failed += 1
-
-    def died(self, unit: Unit) -> bool:
-        """A worker died under this unit; True when it has done so often enough to look for the sample that kills."""
-        place = (unit.stage, unit.shard)
-        self.deaths[place] = self.deaths.get(place, 0) + 1
-        self.progress.stages[unit.stage].retried += 1
-        self.progress.say(f"{unit.stage} shard {unit.shard}: its worker died (time {self.deaths[place]}); trying again")
-        return self.deaths[place] >= _MAX_DEATHS
+def _run_here(config: Config, schedule: Schedule, stage: Stage, depth: int) -> None:
+    """One stage in this process, `depth` units at once."""
+    if not schedule.waiting[stage.name]:
+        return
+    worker = Worker(WorkerSpec.of(schedule.plan, stage, config))
+    schedule.progress.stages[stage.name].workers = 1
+    running: dict[Future[UnitResult], Unit] = {}
+    with ThreadPoolExecutor(depth, thread_name_prefix="unit") as pool:
+        while True:
+            while len(running) < depth and (unit := schedule.next_unit(stage.name)):
+                schedule.progress.began(stage.name)
+                running[pool.submit(worker.run, unit)] = unit
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                unit = running.pop(future)
+                error = future.exception()
+                if isinstance(error, Exception):
+                    schedule.erred(unit, error)
+                else:
+                    schedule.finished(future.result())
 
 
 @dataclass
@@ -221,6 +105,28 @@ class _Search:
     killers: list[int] = field(default_factory=list)
 
 
+@dataclass(eq=False)
+class _Actor:
+    """A worker process. `calls`: how many it has; `alone`: one of them may kill it, and must not take others along."""
+
+    handle: Any
+    calls: int = 0
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A unit, or a span of its rows that is only tried, on an actor."""
+
+    actor: _Actor
+    unit: Unit
+    span: tuple[int, int] | None
+
+    @property
+    def suspicious(self) -> bool:
+        return self.span is not None or self.unit.attempt > 1
+
+
 class _Pools:
     """Ray actors for a group of stages that run at once.
 
@@ -228,14 +134,17 @@ class _Pools:
     for all stages' actors together (`tight`), idle ones are let go too, so that no stage waits for another's.
     """
 
-    def __init__(self, driver: _Driver, ray: Any, stages: list[Stage], sizes: Mapping[str, int], tight: bool) -> None:
-        self.driver, self.ray, self.sizes, self.tight = driver, ray, sizes, tight
+    def __init__(
+        self, schedule: Schedule, ray: Any, stages: list[Stage], sizes: Mapping[str, int], tight: bool, depth: int
+    ) -> None:
+        self.schedule, self.ray, self.sizes, self.tight, self.depth = schedule, ray, sizes, tight, depth
         self.stages = {s.name: s for s in stages}
-        self.specs = {s.name: ray.put(WorkerSpec.of(s, driver.config.dataset, driver.config.crops)) for s in stages}
-        self.idle: dict[str, list[Any]] = {s.name: [] for s in stages}
-        self.busy: dict[Any, tuple[str, Any, Unit, tuple[int, int] | None]] = {}
+        self.actors: dict[str, list[_Actor]] = {s.name: [] for s in stages}
+        self.busy: dict[Any, _Call] = {}
         self.searches: dict[tuple[str, int], _Search] = {}
         self.last_event = time.monotonic()
+        specs = {s.name: WorkerSpec.of(schedule.plan, s, schedule.config, _gpus(ray, s)) for s in stages}
+        self.specs = {name: ray.put(spec) for name, spec in specs.items()}
 
     def run(self) -> None:
         try:
@@ -245,62 +154,92 @@ class _Pools:
                     break
                 self._collect()
         finally:
-            for actor in [a for actors in self.idle.values() for a in actors] + [b[1] for b in self.busy.values()]:
-                self.ray.kill(actor)
+            for actor in [a for actors in self.actors.values() for a in actors]:
+                self.ray.kill(actor.handle)
 
-    def _actor(self, stage: Stage) -> Any:
-        gpus = _gpus(self.ray, stage)
-        options = {"num_cpus": stage.config.cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
-        return self.ray.remote(Worker).options(**options).remote(self.specs[stage.name])
+    def _start(self, name: str) -> _Actor:
+        stage = self.stages[name]
+        options = {"num_cpus": stage.config.cpus, "num_gpus": _gpus(self.ray, stage)}
+        limits = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": self.depth}
+        actor = _Actor(self.ray.remote(Worker).options(**options, **limits).remote(self.specs[name]))
+        self.actors[name].append(actor)
+        return actor
 
     def _assign(self) -> None:
-        """Give every stage's idle or still missing actors a unit, and let go of actors that have none to come."""
-        for name, stage in self.stages.items():
-            working = sum(b[0] == name for b in self.busy.values())
-            while working < self.sizes[name] and (task := self._next_task(name)):
-                unit, span = task
-                actor = self.idle[name].pop() if self.idle[name] else self._actor(stage)
-                call = actor.run.remote(unit) if span is None else actor.probe.remote(unit, *span)
-                self.busy[call] = (name, actor, unit, span)
-                self.driver.progress.began(name)
-                working += 1
-            if self.tight or not (self.driver.waiting[name] or working):
-                while self.idle[name]:
-                    self.ray.kill(self.idle[name].pop())
-            self.driver.progress.stages[name].workers = working + len(self.idle[name])
+        """Give every stage's actors units to do, and let go of actors that have none to come."""
+        for name, actors in self.actors.items():
+            while (has_room := self._room(name)) and (task := self._next_task(name, alone=has_room == "idle")):
+                self._send(name, *task)
+            if self.tight or not (self.schedule.waiting[name] or any(a.calls for a in actors)):
+                for actor in [a for a in actors if not a.calls]:
+                    self._let_go(name, actor)
+            self.schedule.progress.stages[name].workers = len(actors)
 
-    def _next_task(self, stage: str) -> tuple[Unit, tuple[int, int] | None] | None:
+    def _room(self, name: str) -> str:
+        """'idle': there is, or may be, an actor without a call; 'shared': only beside another call; '' for none."""
+        actors = self.actors[name]
+        if len(actors) < self.sizes[name] or any(not a.calls for a in actors):
+            return "idle"
+        return "shared" if any(a.calls < self.depth and not a.alone for a in actors) else ""
+
+    def _send(self, name: str, unit: Unit, span: tuple[int, int] | None) -> None:
+        actors = self.actors[name]
+        actor = next((a for a in actors if not a.calls), None)
+        if actor is None and len(actors) < self.sizes[name]:
+            actor = self._start(name)
+        if actor is None:
+            actor = min((a for a in actors if not a.alone), key=lambda a: a.calls)
+        call = _Call(actor, unit, span)
+        actor.calls, actor.alone = actor.calls + 1, call.suspicious
+        handle = actor.handle
+        sent = handle.run.remote(unit) if span is None else handle.probe.remote(unit, *span)
+        self.busy[sent] = call
+        self.schedule.progress.began(name)
+
+    def _let_go(self, name: str, actor: _Actor) -> None:
+        self.ray.kill(actor.handle)
+        self._forget(name, actor)
+
+    def _forget(self, name: str, actor: _Actor) -> None:
+        if actor in self.actors[name]:
+            self.actors[name].remove(actor)
+
+    def _next_task(self, stage: str, alone: bool) -> tuple[Unit, tuple[int, int] | None] | None:
+        """A span to probe or a unit; what may kill its worker only where it can have one to itself (`alone`)."""
         for search in self.searches.values():
-            if search.unit.stage == stage and search.spans:
+            if alone and search.unit.stage == stage and search.spans:
                 return search.unit, search.spans.pop()
-        unit = self.driver.next_unit(stage)
+        if self.schedule.waiting[stage].again and not alone:
+            return None
+        unit = self.schedule.next_unit(stage)
         return (unit, None) if unit else None
 
     def _collect(self) -> None:
         ready, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=1.0)
-        for call in ready:
+        for sent in ready:
             self.last_event = time.monotonic()
-            name, actor, unit, span = self.busy.pop(call)
+            call = self.busy.pop(sent)
+            actor, unit, span = call.actor, call.unit, call.span
+            actor.calls, actor.alone = actor.calls - 1, False
             try:
-                result = self.ray.get(call)
+                result = self.ray.get(sent)
             except self.ray.exceptions.ActorDiedError as error:
                 if isinstance(error.__cause__, SetupError) or "SetupError" in str(error):
                     raise SetupError(_reason_of(error)) from error
+                self._forget(unit.stage, actor)
                 self._on_death(unit, span)
             except self.ray.exceptions.ActorUnavailableError:
-                self.ray.kill(actor)
+                self._let_go(unit.stage, actor)
                 self._on_death(unit, span)
             except self.ray.exceptions.RayTaskError as error:
-                self.idle[name].append(actor)
                 if span is None:
-                    self.driver.erred(unit, error.cause if isinstance(error.cause, Exception) else error)
+                    self.schedule.erred(unit, error.cause if isinstance(error.cause, Exception) else error)
             else:
-                self.idle[name].append(actor)
                 if span is None:
-                    self.driver.finished(result)
+                    self.schedule.finished(result)
             if span is not None:
                 self._probed(unit)
-        self.driver.progress.tick()
+        self.schedule.progress.tick()
         self._warn_if_stalled()
 
     def _on_death(self, unit: Unit, span: tuple[int, int] | None) -> None:
@@ -313,32 +252,31 @@ class _Pools:
                 search.killers.append(start)
             else:
                 search.spans += [(start, middle), (middle, stop)]
-        elif self.driver.died(unit):
-            self.driver.progress.say(f"{unit.stage} shard {unit.shard}: looking for the sample that kills its worker")
+        elif self.schedule.died(unit):
+            self.schedule.progress.say(f"{unit.stage} shard {unit.shard}: looking for the sample that kills its worker")
             self.searches[place] = _Search(unit, [(0, unit.rows)])
         else:
-            self.driver.waiting[unit.stage].appendleft(unit)
+            self.schedule.put_back(unit)
 
     def _probed(self, unit: Unit) -> None:
         """When a search has nothing left to probe, the unit runs again without the samples that were found."""
         place = (unit.stage, unit.shard)
         search = self.searches[place]
-        if search.spans or any(b[2] is unit and b[3] for b in self.busy.values()):
+        if search.spans or any(b.unit is unit and b.span for b in self.busy.values()):
             return
         del self.searches[place]
-        if not search.killers and self.driver.deaths[place] >= 3 * _MAX_DEATHS:
-            self.driver.give_up(unit, f"its worker died {self.driver.deaths[place]} times, by no single sample")
+        if not search.killers and self.schedule.deaths[place] >= 3 * MAX_DEATHS:
+            self.schedule.give_up(unit, f"its worker died {self.schedule.deaths[place]} times, by no single sample")
             return
-        store = open_store(self.driver.config.dataset)
-        keys = _keys_of(store, unit)
+        keys = _keys_of(self.schedule.publisher.store, unit)
         killers = {keys[row]: f"killed its worker: {unit.stage} died on this sample alone" for row in search.killers}
-        self.driver.progress.say(
+        self.schedule.progress.say(
             f"{unit.stage} shard {unit.shard}: {len(killers)} samples kill their worker: {list(killers)}"
         )
-        self.driver.report.notes.append(
+        self.schedule.report.notes.append(
             f"{unit.stage} shard {unit.shard}: quarantined {list(killers)}: they kill their worker"
         )
-        self.driver.waiting[unit.stage].appendleft(unit.skipping(killers))
+        self.schedule.put_back(unit.skipping(killers))
 
     def _warn_if_stalled(self) -> None:
         if time.monotonic() - self.last_event > _STALLED_S:
@@ -346,7 +284,7 @@ class _Pools:
             free, total = self.ray.available_resources(), self.ray.cluster_resources()
             want = {n: {"cpus": s.config.cpus, "gpus": _gpus(self.ray, s)} for n, s in self.stages.items()}
             brief = {k: (free.get(k, 0), total[k]) for k in ("CPU", "GPU") if k in total}
-            self.driver.progress.say(
+            self.schedule.progress.say(
                 f"no shard finished for {_STALLED_S:.0f} s; workers want {want}, (free, all): {brief}"
             )
 
@@ -432,7 +370,12 @@ def _fit_together(ray: Any, stages: list[Stage], sizes: Mapping[str, int]) -> bo
     return cpus <= resources.get("CPU", 0) and gpus <= resources.get("GPU", 0)
 
 
-def dry_run(config: Config, only: list[str] | None = None) -> str:
+def plan_of(config: Config, only: list[str] | None = None, recheck: bool = False) -> Plan:
+    """What a run would do; nothing is done."""
+    store = open_store(config.dataset, config.storage)
+    return make_plan(store, read_manifest(store), config, only, recheck)
+
+
+def dry_run(config: Config, only: list[str] | None = None, recheck: bool = False) -> str:
     """The plan in words; nothing is done."""
-    store = open_store(config.dataset)
-    return make_plan(store, read_manifest(store), config, only).describe()
+    return plan_of(config, only, recheck).describe()

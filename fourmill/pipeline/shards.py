@@ -12,11 +12,9 @@ Columns: `key`, then `value`, or `crop_0`, `crop_1`, … for modalities with one
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import re
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from fourmill.modalities import Kind, Modality, modality
-from fourmill.pipeline import codecs
+from fourmill.pipeline import codecs, statistics
 from fourmill.pipeline.store import Store
 
 FORMAT = 1
@@ -116,9 +114,10 @@ class Record:
         return cls(**fields)
 
 
-def check_format(found: Any, where: str) -> None:
-    if found != FORMAT:
-        raise ValueError(f"{where} has format {found!r}; this Fourmill reads format {FORMAT}")
+def check_format(found: Any, where: str, known: int | None = None) -> None:
+    known = FORMAT if known is None else known
+    if found != known:
+        raise ValueError(f"{where} has format {found!r}; this Fourmill reads format {known}")
 
 
 class Shard:
@@ -271,7 +270,7 @@ def record_of(data: bytes, spent: Mapping[str, float] | None = None) -> Record:
         digest=hashlib.sha256(data).hexdigest(),
         keys_digest=digest(*shard.keys),
         spec=shard.meta["spec"],
-        statistics=_statistics(shard),
+        statistics=statistics.compute(shard),
         quarantined=dict(sorted(Counter(map(reason_kind, shard.quarantine.values())).items())),
         spent=dict(spent or {}),
     )
@@ -288,23 +287,3 @@ def producer_id(producer: Mapping[str, Any]) -> str:
 def reason_kind(reason: str) -> str:
     """Reasons are counted by their first part: 'decode: truncated at byte 512' counts as 'decode'."""
     return reason.split(":", 1)[0]
-
-
-def _statistics(shard: Shard) -> dict[str, Any]:
-    if not shard.entry.is_tokens:
-        return {}
-    columns = [shard.column(i).drop_null() for i in range(_columns(shard))]
-    ids = np.concatenate([np.asarray(c.flatten()) for c in columns])
-    if not len(ids):
-        return {"tokens": 0}
-    counts = np.bincount(ids, minlength=shard.spec.vocabulary or 0)
-    return {"tokens": len(ids), "min": int(ids.min()), "max": int(ids.max()), "histogram": pack_counts(counts)}
-
-
-def pack_counts(counts: np.ndarray) -> str:
-    """A histogram as text: uint32, zlib, base64."""
-    return base64.b64encode(zlib.compress(counts.astype("<u4").tobytes(), 6)).decode()
-
-
-def unpack_counts(text: str) -> np.ndarray:
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u4")

@@ -8,7 +8,9 @@ takes its neighbours along. The same class runs inside a Ray actor and in the dr
 from __future__ import annotations
 
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,16 +18,19 @@ from typing import Any, cast
 
 import numpy as np
 
+from fourmill.config import Config
 from fourmill.labelers import LABELERS
 from fourmill.modalities import modality
 from fourmill.pipeline import codecs, conventions
 from fourmill.pipeline.batches import Batches
 from fourmill.pipeline.component import Batch, Component, Failure
 from fourmill.pipeline.decode import Picture, decoded
+from fourmill.pipeline.fingerprints import content_of
 from fourmill.pipeline.geometry import Crop, CropConfig
-from fourmill.pipeline.plan import Stage, Unit, content_of, inputs_of
+from fourmill.pipeline.plan import Plan, Unit
 from fourmill.pipeline.shards import Record, Shard, Spec, commit, read_shard, record_of, shard_name, write_shard
-from fourmill.pipeline.store import Store, open_store
+from fourmill.pipeline.stages import Stage, inputs_of
+from fourmill.pipeline.store import Store, StoreSettings, open_store
 from fourmill.tokenizers import TOKENIZERS
 from fourmill.tokenizers.base import Tokenizer
 
@@ -41,16 +46,20 @@ class WorkerSpec:
     stage: str
     dataset: str
     components: tuple[tuple[str, str, Mapping[str, Any]], ...]  # (section, name, options)
-    lineages: Mapping[str, Mapping[str, Any]]  # content lineage by component, as the driver saw it
+    producers: Mapping[str, Mapping[str, Any]]  # content of the lineage by component, as the driver saw it
     crops: CropConfig
     stores: tuple[str, ...]
     threads: int = 1
+    gpus: float = 0.0  # reserved for it, for the account
+    storage: StoreSettings | None = None
 
     @classmethod
-    def of(cls, stage: Stage, dataset: str, crops: CropConfig) -> WorkerSpec:
+    def of(cls, plan: Plan, stage: Stage, config: Config, gpus: float = 0.0) -> WorkerSpec:
         parts = tuple((_section(c), c.name, c.config.model_dump()) for c in stage.components)
-        lineages = {c.name: content_of(c.lineage()) for c in stage.components}
-        return cls(stage.name, dataset, parts, lineages, crops, stage.stores, max(1, int(stage.config.cpus)))
+        producers = {c.name: content_of(plan.producer(c)) for c in stage.components}
+        threads = max(1, int(stage.config.cpus))
+        parts_of = (stage.name, config.dataset, parts, producers, config.crops, stage.stores)
+        return cls(*parts_of, threads, gpus, config.storage)
 
 
 @dataclass(frozen=True)
@@ -64,16 +73,18 @@ class UnitResult:
 
 
 class _Outputs:
-    """Values being collected for one shard: `columns[modality][crop][row]`, and reasons by modality and key.
+    """Values being collected for one shard: `columns[modality][crop][row]`, and reasons by modality and key; `busy`:
+    seconds that it took, `seconds`: those spent in each component.
 
     Values are checked and settled at once, since other components may read them, and encoded by `pool` meanwhile.
     """
 
     def __init__(
-        self, specs: Mapping[str, Spec], crops: Mapping[str, int], rows: int, pool: ThreadPoolExecutor
+        self, specs: Mapping[str, Spec], crops: Mapping[str, int], keys: list[str], pool: ThreadPoolExecutor
     ) -> None:
-        self.specs, self.pool = specs, pool
-        self.columns: dict[str, list[list[Any]]] = {m: [[None] * rows for _ in range(crops[m])] for m in specs}
+        self.specs, self.keys, self.pool = specs, keys, pool
+        self.busy, self.seconds = 0.0, dict[str, float]()
+        self.columns: dict[str, list[list[Any]]] = {m: [[None] * len(keys) for _ in range(crops[m])] for m in specs}
         self.quarantine: dict[str, dict[str, str]] = {m: {} for m in specs}
 
     def put(self, name: str, crop: int, row: int, key: str, value: Any) -> Any:
@@ -106,11 +117,14 @@ class Worker:
 
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
-        self.store: Store = open_store(spec.dataset)
+        self.store: Store = open_store(spec.dataset, spec.storage)
         self.notes: list[str] = []
         self.components = self._load()
         self.specs = {m: c.spec(m) for c in self.components for m in c.makes}
         self.pool = ThreadPoolExecutor(spec.threads)  # decodes pictures and encodes labels
+        self.transfers = ThreadPoolExecutor(4)  # a stage's inputs and outputs travel at once
+        self.telling, self.retried = threading.Lock(), Counter[str]()
+        self.computing = threading.Lock()  # one unit at a time: another may be downloaded or uploaded meanwhile
 
     def _load(self) -> list[Component]:
         try:
@@ -126,25 +140,42 @@ class Worker:
 
     def _check_lineage(self, component: Component) -> None:
         """A checkpoint folder that differs on this node would make labels that the fingerprint does not describe."""
-        mine, drivers = content_of(component.lineage()), self.spec.lineages[component.name]
+        mine, drivers = content_of(component.lineage()), dict(self.spec.producers[component.name])
+        drivers.pop("inputs")
         if mine != drivers:
             raise ValueError(f"{component.name} is not the same here as on the driver: {mine} against {drivers}")
 
     def run(self, unit: Unit) -> UnitResult:
         """Make and commit what the unit lacks. Objects that another attempt has published already are adopted."""
-        start, self.notes = time.perf_counter(), []
+        start = time.perf_counter()
         adopted = [r for m, f in unit.makes.items() if (r := self._adopt(m, unit.shard, f))]
         left = {m: f for m, f in unit.makes.items() if m not in {r.modality for r in adopted}}
-        records = list(adopted)
+        records, notes = list(adopted), list[str]()
         if left:
             try:
-                keys, outputs = self._make(replace(unit, makes=left))
+                made, notes = self._make(replace(unit, makes=left))
             except (ValueError, FileNotFoundError) as error:
                 kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
                 raise kind(f"stage {unit.stage}, shard {unit.shard}: {error}") from error
-            seconds = time.perf_counter() - start
-            records += [self._commit(unit, m, f, keys, outputs, seconds) for m, f in left.items()]
-        return UnitResult(unit, tuple(records), time.perf_counter() - start, tuple(self.notes))
+            spent = {m: self._spent(unit, made, m, len(left)) for m in left}
+            records += self.transfers.map(lambda m: self._commit(unit, m, made, spent[m]), left)
+        notes += self._storage_notes()
+        return UnitResult(unit, tuple(records), time.perf_counter() - start, tuple(notes))
+
+    def _storage_notes(self) -> list[str]:
+        """Storage requests that had to be tried again since the last unit."""
+        with self.telling:
+            told, self.retried = self.retried, Counter(self.store.counters.as_dict()["retries_by_kind"])
+            return [f"{count} storage requests tried again: {kind}" for kind, count in (self.retried - told).items()]
+
+    def _spent(self, unit: Unit, made: _Outputs, name: str, modalities: int) -> dict[str, float]:
+        """What one modality's shard took of this worker: its component's time, and its share of what all need."""
+        component = next(c for c in self.components if name in c.makes)
+        own = made.seconds.get(component.name, 0.0) / sum(m in unit.makes for m in component.makes)
+        shared = made.busy - sum(made.seconds.values())
+        seconds = own + max(shared, 0.0) / modalities
+        spent = {"seconds": round(seconds, 3), "attempts": unit.attempt}
+        return {**spent, "gpu_seconds": round(seconds * self.spec.gpus, 3)} if self.spec.gpus else spent
 
     def probe(self, unit: Unit, start: int, stop: int) -> None:
         """Run rows start..stop without committing anything: does one of them kill this process?"""
@@ -159,11 +190,24 @@ class Worker:
         self.store.create(shard_name(name, shard, fingerprint, "json"), record.to_json())
         return record
 
-    def _make(self, unit: Unit, start: int = 0, stop: int | None = None) -> tuple[list[str], _Outputs]:
+    def _make(self, unit: Unit, start: int = 0, stop: int | None = None) -> tuple[_Outputs, list[str]]:
+        """Rows start..stop of all that the unit lacks, and what was unusual."""
         components = self._needed(unit.makes)
-        inputs = {m: read_shard(self.store, shard_name(m, unit.shard, unit.inputs[m])) for m in self._reads(components)}
+        names = self._reads(components)
+        opened = self.transfers.map(lambda m: read_shard(self.store, shard_name(m, unit.shard, unit.inputs[m])), names)
+        inputs = dict(zip(names, opened, strict=True))
+        with self.computing:
+            begun = time.perf_counter()
+            outputs = self._computed(unit, components, inputs, start, stop)
+            outputs.busy = time.perf_counter() - begun
+            notes = [n for c in components for n in (*self.batches[c.name].take_notes(), *c.take_notes())]
+        return outputs, notes
+
+    def _computed(
+        self, unit: Unit, components: Sequence[Component], inputs: Mapping[str, Shard], start: int, stop: int | None
+    ) -> _Outputs:
         keys = _common_keys(inputs)
-        outputs = self._blank(components, len(keys))
+        outputs = self._blank(components, keys)
         rows = [i for i in range(start, len(keys) if stop is None else stop) if keys[i] not in unit.skip]
         for key, reason in unit.skip.items():
             for name in outputs.columns:
@@ -173,9 +217,7 @@ class Worker:
             for crop in range(self.spec.crops.count):
                 made = self._run_chunk(components, inputs, keys, chunk_rows, pictures, crop, outputs, once)
                 once = {m: values for m, values in made.items() if not modality(m).per_crop}
-        for component in components:
-            self.notes += [*self.batches[component.name].take_notes(), *component.take_notes()]
-        return keys, outputs
+        return outputs
 
     def _needed(self, makes: Mapping[str, str]) -> list[Component]:
         """The components that make what is missing, and those of this stage that they read from."""
@@ -190,10 +232,10 @@ class Worker:
         made = {m for c in components for m in c.makes}
         return sorted({m for c in components for m in inputs_of(c)} - made)
 
-    def _blank(self, components: Sequence[Component], rows: int) -> _Outputs:
+    def _blank(self, components: Sequence[Component], keys: list[str]) -> _Outputs:
         specs = {m: self.specs[m] for c in components for m in c.makes}
         crops = {m: self.spec.crops.count if modality(m).per_crop else 1 for m in specs}
-        return _Outputs(specs, crops, rows, self.pool)
+        return _Outputs(specs, crops, keys, self.pool)
 
     def _decoded(
         self, rows: list[int], inputs: Mapping[str, Shard], components: Sequence[Component]
@@ -235,7 +277,11 @@ class Worker:
             while ready:
                 part, ready = ready[: batches.size], ready[batches.size :]
                 batch = self._batch(component, inputs, keys, part, pictures, views, crop)
-                for name, values in batches.run(batch).items():
+                begun = time.perf_counter()
+                results = batches.run(batch)
+                took = time.perf_counter() - begun
+                outputs.seconds[component.name] = outputs.seconds.get(component.name, 0.0) + took
+                for name, values in results.items():
                     for row, value in zip(part, values, strict=True):
                         made[name][row] = outputs.put(name, crop, row, keys[row], value)
         return made
@@ -258,15 +304,13 @@ class Worker:
         seen = {m: [v.get(r) for r in rows] for m, v in views.items()}
         return Batch([keys[r] for r in rows], pixels, seen, crops, crop)
 
-    def _commit(
-        self, unit: Unit, name: str, fingerprint: str, keys: list[str], outputs: _Outputs, seconds: float
-    ) -> Record:
+    def _commit(self, unit: Unit, name: str, outputs: _Outputs, spent: Mapping[str, float]) -> Record:
         component = next(c for c in self.components if name in c.makes)
         columns = outputs.encoded(name)
         spec = replace(self.specs[name], crops=len(columns))
-        lineage = self.spec.lineages[component.name]
-        data = write_shard(name, unit.shard, fingerprint, keys, columns, spec, lineage, outputs.quarantine[name])
-        return commit(self.store, data, {"seconds": round(seconds, 3)})
+        producer, faults = self.spec.producers[component.name], outputs.quarantine[name]
+        data = write_shard(name, unit.shard, unit.makes[name], outputs.keys, columns, spec, producer, faults)
+        return commit(self.store, data, spent)
 
 
 def _prepare_torch(threads: int) -> str:

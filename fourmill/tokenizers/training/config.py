@@ -54,6 +54,8 @@ class TrainTokenizerConfig(_Strict):
 
     dataset: str
     """Path or s3:// URI of the dataset whose labels it learns."""
+    mixed_generations: bool = False
+    """Learn from a modality that is partly redone, so that its shards were made by different labelers."""
     modality: str
     """The token modality it will make, such as tok_depth, or tok_caption for a text vocabulary; for the masks within
     sam_instance or instance, and the poses within human_poses, the label's own name."""

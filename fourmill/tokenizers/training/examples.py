@@ -54,14 +54,21 @@ class ShardExamples:
     """Values of one modality of a dataset; of `rgb`, its recorded crops at `size` pixels as uint8 (3, size, size)."""
 
     def __init__(
-        self, dataset: str, name: str, size: int, *, max_shards: int | None = None, open_shards: int = 16
+        self,
+        dataset: str,
+        name: str,
+        size: int,
+        *,
+        max_shards: int | None = None,
+        open_shards: int = 16,
+        mixed_generations: bool = False,
     ) -> None:
         """`open_shards` objects stay open; rgb opens two a shard."""
         self.store: Store = open_store(dataset)
         self.name, self.size = name, size
         manifest = read_manifest(self.store)
-        self.records = single_generation(manifest, name, dataset)
-        self.crops = single_generation(manifest, CROPS, dataset) if name == "rgb" else {}
+        self.records = records_of(manifest, name, dataset, mixed_generations)
+        self.crops = records_of(manifest, CROPS, dataset, mixed_generations) if name == "rgb" else {}
         shards = sorted(set(self.records) & set(self.crops) if name == "rgb" else set(self.records))[:max_shards]
         self._open = functools.lru_cache(maxsize=open_shards)(self._read)
         self.spec: Spec = self._read(self.records[shards[0]].name).spec if shards else Spec()
@@ -130,20 +137,21 @@ def _parts_of(items: Sequence[dict[str, Any]], name: str) -> list[int]:
     return [i for i, side in enumerate(sides) if side >= MIN_AREA and items[i]["area"] > 0]
 
 
-def single_generation(manifest: Manifest, name: str, dataset: str) -> dict[int, Record]:
-    """A modality's records by shard; ValueError if there are none, or if two producers made them."""
-    records = {record.shard: record for record in manifest.of(name)}
+def records_of(manifest: Manifest, name: str, dataset: str, mixed_generations: bool) -> dict[int, Record]:
+    """A modality's records by shard; ValueError if there are none, or if two producers made them and may not."""
+    records = {record.shard: record for record in manifest.records(name)}
     if not records:
         raise ValueError(f"{dataset} has no {name}; it has: {', '.join(manifest.modalities)}")
     made_by = manifest.generations(name)
-    if len(made_by) > 1:
+    if len(made_by) > 1 and not mixed_generations:
         raise ValueError(
-            f"{name} of {dataset} is partly redone (producers {', '.join(made_by)}): finish that run first"
+            f"{name} of {dataset} is partly redone (producers {', '.join(made_by)}): finish that run first, or say "
+            "mixed_generations: true"
         )
     return records
 
 
-def texts(dataset: str, sources: Sequence[str]) -> Iterator[str]:
+def texts(dataset: str, sources: Sequence[str], mixed_generations: bool = False) -> Iterator[str]:
     """Every text of those of the modalities `sources` that the dataset has; ValueError if it has none."""
     store = open_store(dataset)
     manifest = read_manifest(store)
@@ -151,7 +159,7 @@ def texts(dataset: str, sources: Sequence[str]) -> Iterator[str]:
     if not there:
         raise ValueError(f"{dataset} has neither of {', '.join(sources)}; it has: {', '.join(manifest.modalities)}")
     for name in there:
-        for _, record in sorted(single_generation(manifest, name, dataset).items()):
+        for _, record in sorted(records_of(manifest, name, dataset, mixed_generations).items()):
             yield from (value for value in read_shard(store, record.name).values() if value is not None)
 
 

@@ -80,8 +80,14 @@ def _examples(config: TrainTokenizerConfig) -> ShardExamples:
     name = modality(base).source or base
     kind = PartExamples if name in PARTS else ShardExamples
     name = f"{name}{at}{variant}" if name != "rgb" else name
-    shards = config.shards_in_memory
-    return kind(config.dataset, name, config.largest, max_shards=config.max_shards, open_shards=2 * shards)
+    return kind(
+        config.dataset,
+        name,
+        config.largest,
+        max_shards=config.max_shards,
+        open_shards=2 * config.shards_in_memory,
+        mixed_generations=config.mixed_generations,
+    )
 
 
 def train_spatial(
@@ -248,7 +254,7 @@ def _train_text(config: TrainTokenizerConfig) -> TrainResult:
 
     layout = config.vocabulary
     data = train_text_tokenizer(
-        texts(config.dataset, TEXT_SOURCES),
+        texts(config.dataset, TEXT_SOURCES, config.mixed_generations),
         layout.vocabulary_size,
         layout.num_sentinels,
         layout.coordinate_bins,
