@@ -1,4 +1,4 @@
-"""How a modality's codes are used, and what a value costs in bits: from the histograms in the shards' records.
+"""How a modality's codes are used, and what a value costs in bits: from the statistics that the manifest keeps.
 
 Nothing is read but the manifest, so the figures are of all stored rows, not of a sample of them.
 
@@ -9,15 +9,14 @@ one crop of one sample.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from fourmill.modalities import modality
 from fourmill.pipeline.codecs import token_dtype
-from fourmill.pipeline.inspect import perplexity
-from fourmill.pipeline.shards import Record, unpack_counts
+from fourmill.pipeline.statistics import code_counts, entropy_bits
 
 _BARS = 64  # of the histogram
 
@@ -45,32 +44,19 @@ class CodeUse:
         return self.used / self.vocabulary if self.vocabulary else math.nan
 
 
-def code_use(name: str, records: Sequence[Record]) -> CodeUse:
-    """The use of codes over the shards of one modality."""
-    vocabulary = max((int(r.spec.get("vocabulary", 0)) for r in records), default=0)
-    counts = np.zeros(vocabulary, np.int64)
-    for record in records:
-        if packed := record.statistics.get("histogram"):
-            found = unpack_counts(packed)[:vocabulary]
-            counts[: len(found)] += found
-    tokens, values = int(counts.sum()), _values(name, records)
-    effective = perplexity(counts)
-    entropy = math.log2(effective) if effective > 0 else 0.0
+def code_use(statistics: Mapping[str, Any]) -> CodeUse:
+    """The use of codes, from the statistics of one modality by one recipe: `Manifest.statistics(modality)[recipe]`."""
+    counts = code_counts(statistics)
+    vocabulary, values = len(counts), int(statistics.get("values", 0))
+    tokens = int(counts.sum())
+    entropy = entropy_bits(counts)
     each = tokens / values if values else math.nan
     width = 8 * np.dtype(token_dtype(vocabulary)).itemsize
     used = int(np.count_nonzero(counts))
+    effective = 2**entropy if tokens else 0.0
     return CodeUse(
         values, tokens, vocabulary, used, effective, entropy, each, each * entropy, each * width, _bars(counts)
     )
-
-
-def _values(name: str, records: Sequence[Record]) -> int:
-    """Rows that hold a value, one a crop. Exact for grids; of sequences, a row that lacks a crop counts for nothing."""
-    total = 0
-    for record in records:
-        length, crops = record.spec.get("length"), record.spec.get("crops", 1) if modality(name).per_crop else 1
-        total += record.statistics.get("tokens", 0) // length if length else record.present * crops
-    return total
 
 
 def _bars(counts: np.ndarray) -> tuple[float, ...]:

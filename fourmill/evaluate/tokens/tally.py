@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fourmill.evaluate.labels import MEASURES, count_reason, described
+from fourmill.evaluate.labels import MEASURES, count_reason
 from fourmill.evaluate.measure import IncomparableError, Measure
 from fourmill.evaluate.results import Place, Worst
 from fourmill.evaluate.tokens.codes import code_use
@@ -18,6 +18,7 @@ from fourmill.evaluate.tokens.results import TokenScore, TruthScore
 from fourmill.evaluate.truth import Truth, TruthSource
 from fourmill.modalities import modality
 from fourmill.pipeline.manifest import Manifest
+from fourmill.pipeline.manifest.show import described
 from fourmill.pipeline.shards import Spec
 
 
@@ -26,8 +27,7 @@ class Tally:
 
     def __init__(self, manifest: Manifest, key: tuple[str, str], rebuilt: Rebuilt | str, worst: int) -> None:
         self.name, self.producer = key
-        records = [r for r in manifest.of(self.name) if r.producer == self.producer]
-        self.use = code_use(self.name, records)
+        self.use = code_use(manifest.statistics(self.name).get(self.producer, {}))
         self.described = described(manifest.producers.get(self.producer, {}))
         self.source = str(modality(self.name).source)
         self.rebuilt = rebuilt if isinstance(rebuilt, Rebuilt) else None
