@@ -2,19 +2,21 @@
 
 Invariants: every sample of the corpus is one row, with its picture's bytes untouched, or null and the reason in
 quarantine; names follow from content, so an interrupted ingest is simply run again and nothing is published before
-all of it is there; one shard at a time is in memory. The manifest's corpus entry says what was read and what was not.
+all of it is there; one shard at a time is in memory, and the lines of a hundred for their sample table. The
+manifest's corpus entry says what was read and what was not.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +26,8 @@ from fourmill.modalities import modality
 from fourmill.pipeline import codecs, images
 from fourmill.pipeline.corpus import Corpus, Sample, open_corpus
 from fourmill.pipeline.corpus.values import percent_encoded, printable
-from fourmill.pipeline.manifest import Manifest, read_manifest, update_manifest
+from fourmill.pipeline.manifest import Manifest, Update, read_manifest, update_manifest
+from fourmill.pipeline.manifest.samples import Facts, SampleTables, make_sample_tables
 from fourmill.pipeline.shards import (
     FORMAT,
     Record,
@@ -123,9 +126,11 @@ def ingest(
     producer = _producer(corpus.format, config)
     expected = _Expected(_existing(store), store.uri, src, producer)
     records: list[Record] = []
-    tally = _Tally()
+    tally, tables = _Tally(), SampleTables(store)
     for number, rows in enumerate(_shards(corpus, config)):
         records += _commit_shard(store, number, rows, producer, expected)
+        if expected.before is None:
+            tables.add(_sample_facts(number, rows))
         tally.add(rows)
         _log.info("ingest: %d samples in %d shards", tally.samples, number + 1)
         if progress:
@@ -135,7 +140,10 @@ def ingest(
     for what in corpus.damage:
         _log.warning("ingest: damaged, what could be read of it is kept: %s", what)
     entry = _corpus_entry(src, corpus, config, tally, records)
-    manifest = update_manifest(store, lambda old: _with_corpus(old, entry, records, producer))
+    samples = tables.close()
+    manifest = update_manifest(store, lambda old: _with_corpus(old, entry, records, producer, samples))
+    if expected.before is not None:  # known by now to be the same corpus; its tables may be lost, or never made
+        manifest = make_sample_tables(store)
     return _report(src, store, entry, manifest)
 
 
@@ -249,6 +257,13 @@ def _commit_shard(
     return records
 
 
+def _sample_facts(number: int, rows: Sequence[_Row]) -> Facts:
+    """What the sample table says of a shard."""
+    sources = [json.loads(row.source) for row in rows]
+    faults = {row.key: row.faults["rgb"] for row in rows if "rgb" in row.faults}
+    return Facts(number, [row.key for row in rows], sources, [row.alt_text is not None for row in rows], faults)
+
+
 def _fingerprint(
     name: str, producer: dict[str, Any], keys: Sequence[str], values: Sequence[str | None], faults: dict[str, str]
 ) -> str:
@@ -269,7 +284,7 @@ class _Expected:
     def __call__(self, name: str, number: int, fingerprint: str) -> None:
         if self.before is None:
             return
-        known = self.before.records.get((name, number))
+        known = self.before.record(name, number)
         if known is not None and known.fingerprint == fingerprint:
             return
         corpus = self.before.corpus
@@ -308,15 +323,21 @@ def _corpus_entry(
     }
 
 
-def _with_corpus(old: Manifest, entry: dict[str, Any], records: Sequence[Record], producer: dict[str, Any]) -> Manifest:
+def _with_corpus(
+    old: Manifest,
+    entry: dict[str, Any],
+    records: Sequence[Record],
+    producer: dict[str, Any],
+    samples: Sequence[dict[str, Any]],
+) -> Update | None:
     if not old.corpus:
-        return replace(old.including(records, {producer_id(producer): producer}), corpus=entry)
+        return Update(records, {producer_id(producer): producer}, entry, sample_tables=samples)
     if old.corpus.get("digest") != entry["digest"]:
         raise ValueError(
             f"the dataset holds the corpus {_sources(old.corpus)} of {old.corpus.get('samples')} samples, and "
             f"{entry['sources'][0]!r} is another, of {entry['samples']}: ingest into another dataset"
         )
-    return old
+    return None
 
 
 def _report(src: str, store: Store, entry: dict[str, Any], manifest: Manifest) -> IngestReport:
