@@ -603,7 +603,7 @@ def test_page_shows_figures_and_the_worst_beside_their_truth(honest: Path, tmp_p
     page = tmp_path / "out" / "labels.html"
     assert run_evaluate_labels(str(honest / "dataset"), out=str(page)) == 0
     text = page.read_text()
-    assert len(re.findall(r'src="data:image/png;base64,', text)) >= 3 * (4 + 4 + 4 + 3 + 3 + 3 + 3)
+    assert len(re.findall(r'src="data:image/(?:png|webp);base64,', text)) >= 3 * (4 + 4 + 4 + 3 + 3 + 3 + 3)
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
     for words in ("Labels against truth", "AbsRel 0.000", "PQ 1.000", "AP50 1.000", "SceneLabels v1", "by class"):
         assert words in text

@@ -7,7 +7,7 @@ version that was not redone) are measured apart.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from fourmill.evaluate.words import CaptionMeasure, CaptionsMeasure, RetrievalMe
 from fourmill.modalities import modality, unknown
 from fourmill.pipeline.geometry import Crop
 from fourmill.pipeline.manifest import Manifest, read_manifest
+from fourmill.pipeline.manifest.show import described
 from fourmill.pipeline.shards import Shard, read_shard
 from fourmill.pipeline.store import Store, open_store
 
@@ -50,18 +51,21 @@ def evaluate_labels(
     depth_files: DepthFiles | None = None,
     wanted: Callable[[str], bool] = lambda key: True,
     progress: Callable[[int], None] | None = None,
+    snapshot: int | None = None,
+    shards: Collection[int] | None = None,
 ) -> Evaluation:
     """Compare the labels of a dataset with the truth at `truth` (None: scenes, rendered again).
 
     `labels`: only these modalities. `count`: only the first so many samples that have truth. `wanted`: which keys.
-    `worst`: how many of the worst values are named a modality. ValueError where there is nothing of the kind asked for.
+    `worst`: how many of the worst values are named a modality. `snapshot`: by default the newest. `shards`: only these.
+    ValueError where there is nothing of the kind asked for.
     """
     store = open_store(dataset)
-    manifest = read_manifest(store)
+    manifest = read_manifest(store, snapshot)
     chosen = _chosen(manifest, labels)
     source = open_truth(truth, depth_files)
     walk = _Walk(store, manifest, source, chosen, worst)
-    for number in manifest.shards:
+    for number in manifest.shards.tolist() if shards is None else sorted(shards):
         if count is not None and walk.samples >= count:
             break
         walk.shard(number, count, wanted)
@@ -117,11 +121,12 @@ class _Walk:
                 self._sample(_Row(number, row, key), source.value(row), crops, shards, tallies)
 
     def _opened(self, name: str, number: int) -> Shard | None:
-        record = self.manifest.records.get((name, number))
+        record = self.manifest.record(name, number)
         return read_shard(self.store, record.name) if record else None
 
     def _tally(self, name: str, shard: Shard) -> _Tally:
-        record = self.manifest.records[name, int(shard.meta["shard"])]
+        record = self.manifest.record(name, int(shard.meta["shard"]))
+        assert record is not None  # the shard was opened by it
         if (name, record.producer) not in self.tallies:
             producer = self.manifest.producers.get(record.producer, {})
             tally = _Tally(None, described(producer), worst=Worst(self.worst))
@@ -240,10 +245,3 @@ def crops_of(row: int, source: Mapping[str, Any], crops: Shard) -> Iterator[tupl
 def crop_size(crops: Shard) -> int:
     """The side that labels were made at, from the recorded lineage of the crops."""
     return int(crops.meta["producer"]["config"]["crops"]["size"])
-
-
-def described(producer: Mapping[str, Any]) -> str:
-    """Which class made labels, with which weights."""
-    checkpoint = producer.get("checkpoint")
-    weights = f" {checkpoint['reference']}" if isinstance(checkpoint, Mapping) and "reference" in checkpoint else ""
-    return f"{producer.get('class', '?')} v{producer.get('version', '?')}{weights}"

@@ -67,8 +67,8 @@ def section(evaluation: Evaluation, source: TruthSource) -> Any:
 
 def _card(store: Store, manifest: Manifest, source: TruthSource, score: LabelScore, at: Place) -> Card:
     """A value read again and painted."""
-    names = {m: manifest.records[m, at.shard].name for m in ("rgb", "source", "crop_settings", score.modality)}
-    shards = {m: read_shard(store, name) for m, name in names.items()}
+    records = {m: manifest.record(m, at.shard) for m in ("rgb", "source", "crop_settings", score.modality)}
+    shards = {m: read_shard(store, record.name) for m, record in records.items() if record is not None}
     described, size = shards["source"].value(at.row), crop_size(shards["crop_settings"])
     crop = dict(crops_of(at.row, described, shards["crop_settings"]))[at.crop]
     image = apply_crop(images.decode(shards["rgb"].value(at.row)), crop, size)

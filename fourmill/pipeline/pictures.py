@@ -11,20 +11,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from fourmill.pipeline import masks
 
 _NAMED = 0.3  # score of boxes from which on they are likely meant
+_LONGEST_NAME = 24  # letters of a class's name on a picture
 _BLANK = 205  # grey of pixels of which nothing is known
 
 
 def depth_picture(depth: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Depth (H, W) in matplotlib's 'turbo' between `low` (near, red) and `high` (far, blue)."""
+    """Depth (H, W) between `low` (near, yellow) and `high` (far, violet) in matplotlib's 'viridis': equal steps look
+    equal, also to the colour-blind and in print."""
+    return _viridis(1.0 - np.clip((depth - low) / max(high - low, 1e-9), 0, 1))
+
+
+def depth_ramp() -> str:
+    """The colours of `depth_picture` from low to high, as a CSS gradient."""
+    stops = _viridis(1.0 - np.linspace(0, 1, 7))
+    return f"linear-gradient(90deg, {', '.join('#' + bytes(stop).hex() for stop in stops)})"
+
+
+def _viridis(level: np.ndarray) -> np.ndarray:
     from matplotlib import colormaps
 
-    level = np.clip((depth - low) / max(high - low, 1e-9), 0, 1)
-    return (colormaps["turbo"](1.0 - level)[..., :3] * 255).astype(np.uint8)
+    return (colormaps["viridis"](level)[..., :3] * 255).astype(np.uint8)
 
 
 def normal_picture(normal: np.ndarray) -> np.ndarray:
@@ -112,8 +123,13 @@ def _unit(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=0, keepdims=True), 1e-9)
 
 
+def class_colour(index: int) -> str:
+    """The colour of a class id in `class_picture`, for a legend."""
+    return "#" + bytes(_PALETTE[index]).hex()
+
+
 def box_picture(image: np.ndarray, objects: Sequence[dict[str, Any]], zoom: int = 2) -> np.ndarray:
-    """The image, dimmed, with each object's box, fainter the lower its score, and the names of those above 0.3."""
+    """The image, dimmed, with each object's box, fainter the lower its score; names and scores of those above 0.3."""
     height, width = image.shape[:2]
     pale = (image.astype(np.float32) * 0.55 + 40).astype(np.uint8)
     canvas = Image.fromarray(pale).resize((width * zoom, height * zoom), Image.Resampling.BILINEAR)
@@ -126,8 +142,30 @@ def box_picture(image: np.ndarray, objects: Sequence[dict[str, Any]], zoom: int 
         colour = tuple(round(strength * c + (1 - strength) * 130) for c in (255, 220, 40))
         draw.rectangle([x0, y0, x1, y1], outline=colour, width=2 if score > _NAMED else 1)
         if score > _NAMED:
-            draw.text((x0 + 3, y0 + 1), str(item["class_name"]), fill=(255, 255, 255))
+            _tag(draw, (x0, y0), canvas.size, _name_and_score(item), colour)
     return np.asarray(canvas)
+
+
+def _name_and_score(item: Mapping[str, Any]) -> str:
+    name = str(item["class_name"])[:_LONGEST_NAME]
+    return f"{name} {float(item['score']):.2f}" if "score" in item and float(item["score"]) < 1 else name
+
+
+def _tag(
+    draw: ImageDraw.ImageDraw, at: tuple[float, float], size: tuple[int, int], text: str, colour: tuple[int, ...]
+) -> None:
+    """A line of dark text on a plate in the box's colour, inside of the picture."""
+    font = _font(size[0])
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    width, height = right - left + 4, bottom - top + 4
+    x, y = max(0, min(at[0], size[0] - width)), max(0, min(at[1], size[1] - height))
+    draw.rectangle([x, y, x + width, y + height], fill=colour)
+    draw.text((x + 2 - left, y + 2 - top), text, fill=(20, 20, 20), font=font)
+
+
+def _font(side: int) -> Any:
+    """Letters that can still be read where a picture is shown at half its size."""
+    return ImageFont.load_default(max(10, min(side // 15, 24)))
 
 
 def segments_picture(image: np.ndarray, segments: Sequence[Mapping[str, Any]], zoom: int = 2) -> np.ndarray:
@@ -151,11 +189,12 @@ def segments_picture(image: np.ndarray, segments: Sequence[Mapping[str, Any]], z
         if segment.get("class_name") and mask.mean() > 0.01:
             draw.text(
                 _inside(mask, zoom),
-                str(segment["class_name"]),
+                str(segment["class_name"])[:_LONGEST_NAME],
                 fill=(255, 255, 255),
                 anchor="mm",
-                stroke_width=1,
+                stroke_width=2,
                 stroke_fill=(0, 0, 0),
+                font=_font(picture.width),
             )
     return np.asarray(picture)
 

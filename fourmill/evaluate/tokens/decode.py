@@ -20,10 +20,11 @@ from PIL import Image
 
 from fourmill.config import Config
 from fourmill.evaluate.tokens.rebuild import Checkpoints, RebuildError, producers_of, rebuild
-from fourmill.evaluate.tokens.rows import Rows, find_key
+from fourmill.evaluate.tokens.rows import Rows
 from fourmill.evaluate.tokens.sources import Backdrop, painted, reference_of, written
 from fourmill.modalities import modality
-from fourmill.pipeline.manifest import read_manifest
+from fourmill.pipeline.manifest import Manifest, read_manifest
+from fourmill.pipeline.manifest.lookup import Place, find_key
 from fourmill.pipeline.store import Store, open_store
 
 _GREY = 128  # of the backdrop where a dataset has no pictures
@@ -56,39 +57,60 @@ def decode_sample(
     ValueError for a key, modality or crop that is not there. RebuildError if no tokenizer can be brought back, or not
     one of `modalities`; otherwise those are told in `failed`.
     """
-    store = open_store(dataset)
-    manifest = read_manifest(store)
+    manifest = read_manifest(open_store(dataset))
+    place = find_key(manifest, key)
+    return decode_place(manifest, place, Folder(open_store(out)), modalities, crop, config, checkpoints)
+
+
+def decode_place(
+    manifest: Manifest,
+    place: Place,
+    folder: Folder,
+    modalities: Sequence[str] | None = None,
+    crop: int = 0,
+    config: Config | None = None,
+    checkpoints: Checkpoints | None = None,
+    labels: bool = True,
+) -> list[Decoded]:
+    """The same for the sample at one place of an open snapshot; `labels`: whether their files go beside the tokens'."""
     names = dict.fromkeys(name for name, _ in producers_of(manifest, modalities))
-    number, row = find_key(store, manifest, key)
-    rows = Rows(store, manifest, number)
+    rows = Rows(manifest.store, manifest, place.shard)
     _check_crop(rows, names, crop)
-    values, failed = {}, {}
+    values: dict[str, _Value] = {}
+    failed: dict[str, str] = {}
     for name in names:
-        record = manifest.records.get((name, number))
-        tokens = rows.value(name, row, crop)
-        if record is None or tokens is None:
-            failed[name] = _absent(rows, name, key)
-            continue
         try:
-            rebuilt = rebuild(manifest, name, record.producer, config, checkpoints)
+            found = _restored(rows, name, place.row, crop, config, checkpoints)
         except RebuildError as error:
             if modalities:
                 raise
-            failed[name] = str(error)
-            continue
-        (restored,) = rebuilt.restore_each([tokens])
-        if isinstance(restored, Exception):
-            failed[name] = f"its {len(tokens)} tokens cannot be decoded: {restored}"
+            found = str(error)
+        if isinstance(found, _Value):
+            values[name] = found
         else:
-            values[name] = _Value(len(tokens), restored[0], tuple(restored[1]), rebuilt.notes)
+            failed[name] = found
     if not values:
-        raise RebuildError("; ".join(failed.values()) or f"{dataset} holds no tokens: `fourmill tokenize` makes them")
-    image = _backdrop(rows, row, crop, values)
-    folder = _Folder(open_store(out))
-    if (picture := rows.picture(row, crop)) is not None:
+        nothing = f"{manifest.store.uri} holds no tokens: `fourmill tokenize` makes them"
+        raise RebuildError("; ".join(failed.values()) or nothing)
+    image = _backdrop(rows, place.row, crop, values)
+    if (picture := rows.picture(place.row, crop)) is not None:
         folder.picture("image", picture)
-    found = [_write(folder, name, rows, row, crop, values[name], image) for name in values]
-    return [*found, *(Decoded(name, 0, failed=reason) for name, reason in failed.items())]
+    made = [_write(folder, name, rows, place.row, crop, values[name], image, labels) for name in values]
+    return [*made, *(Decoded(name, 0, failed=reason) for name, reason in failed.items())]
+
+
+def _restored(
+    rows: Rows, name: str, row: int, crop: int, config: Config | None, checkpoints: Checkpoints | None
+) -> _Value | str:
+    """The value of one row of tokens, or why there is none."""
+    record, tokens = rows.manifest.record(name, rows.number), rows.value(name, row, crop)
+    if record is None or tokens is None:
+        return _absent(rows, name, row)
+    rebuilt = rebuild(rows.manifest, name, record.producer, config, checkpoints)
+    (restored,) = rebuilt.restore_each([tokens])
+    if isinstance(restored, Exception):
+        return f"its {len(tokens)} tokens cannot be decoded: {restored}"
+    return _Value(len(tokens), restored[0], tuple(restored[1]), rebuilt.notes)
 
 
 @dataclass(frozen=True)
@@ -108,11 +130,11 @@ def _check_crop(rows: Rows, names: Mapping[str, None], crop: int) -> None:
             raise ValueError(f"crop {crop}: {name} has crops 0 to {shard.spec.crops - 1}")
 
 
-def _absent(rows: Rows, name: str, key: str) -> str:
+def _absent(rows: Rows, name: str, row: int) -> str:
     shard = rows.shard(name)
     if shard is None:
         return f"shard {rows.number} has no {name} yet"
-    return shard.quarantine.get(key, "this sample has no such tokens")
+    return shard.quarantine.get(shard.keys[row], "this sample has no such tokens")
 
 
 def _backdrop(rows: Rows, row: int, crop: int, values: Mapping[str, _Value]) -> np.ndarray:
@@ -125,7 +147,9 @@ def _backdrop(rows: Rows, row: int, crop: int, values: Mapping[str, _Value]) -> 
     return np.full((side, side, 3), _GREY, np.uint8) if decoded is None else decoded
 
 
-def _write(folder: _Folder, name: str, rows: Rows, row: int, crop: int, found: _Value, image: np.ndarray) -> Decoded:
+def _write(
+    folder: Folder, name: str, rows: Rows, row: int, crop: int, found: _Value, image: np.ndarray, labels: bool
+) -> Decoded:
     source = str(modality(name).source)
     label = rows.label(source, row, crop)
     on = Backdrop(image, reference_of(source, [v for v in (label, found.value) if v is not None]))
@@ -134,7 +158,7 @@ def _write(folder: _Folder, name: str, rows: Rows, row: int, crop: int, found: _
     if (picture := painted(source, found.value, on)) is not None:
         folder.picture(name, picture)
     folder.put(f"{name}.{suffix}", data)
-    if label is not None and source != "rgb":  # of which image.png is the label
+    if labels and label is not None and source != "rgb":  # of which image.png is the label
         if (picture := painted(source, label, on)) is not None:
             folder.picture(f"{name}.label", picture)
         else:
@@ -143,7 +167,7 @@ def _write(folder: _Folder, name: str, rows: Rows, row: int, crop: int, found: _
     return Decoded(name, found.tokens, tuple(folder.files), found.malformed, found.notes)
 
 
-class _Folder:
+class Folder:
     """Where files go; `files` are the names since it was last emptied."""
 
     def __init__(self, store: Store) -> None:

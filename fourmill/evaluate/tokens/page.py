@@ -62,7 +62,8 @@ def _card(store: Store, manifest: Manifest, score: TokenScore, at: Place, loaded
     rows = Rows(store, manifest, at.shard)
     source = str(modality(score.modality).source)
     card = Card(at.key, at.crop, at.badness)
-    rebuilt = loaded[score.modality, manifest.records[score.modality, at.shard].producer]
+    record = manifest.record(score.modality, at.shard)
+    rebuilt = loaded[score.modality, record.producer] if record is not None else None
     assert isinstance(rebuilt, Rebuilt)
     ((value, _),) = rebuilt.restore([rows.value(score.modality, at.row, at.crop)])
     label = rows.label(source, at.row, at.crop)

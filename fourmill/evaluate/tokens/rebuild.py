@@ -186,7 +186,7 @@ def _differences(tokenizer: Tokenizer, lineage: Mapping[str, Any], chosen: bool)
 
 def _check_vocabulary(tokenizer: Tokenizer, manifest: Manifest, producer: str, lineage: Mapping[str, Any]) -> None:
     name = tokenizer.name
-    spec = next((r.spec for r in manifest.of(name) if r.producer == producer), {})
+    spec = next((r.spec for r in manifest.records(name) if r.producer == producer), {})
     here = tokenizer.spec(name)
     for what, recorded, now in (
         ("vocabulary", spec.get("vocabulary"), here.vocabulary),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,12 @@ from fourmill.evaluate.labels import crop_size, crops_of
 from fourmill.pipeline import images
 from fourmill.pipeline.geometry import Crop, apply_crop
 from fourmill.pipeline.manifest import Manifest
-from fourmill.pipeline.shards import Record, Shard, read_shard
+from fourmill.pipeline.manifest.samples import smallest
+from fourmill.pipeline.shards import Shard, read_shard
 from fourmill.pipeline.splits import held_out_rank
 from fourmill.pipeline.store import Store
 
 _IMAGES = 16  # decoded pictures kept, for the other crops of the same sample
-_COMPARED = 100_000  # keys that an unknown one is compared with
 
 
 class Rows:
@@ -28,14 +27,14 @@ class Rows:
 
     def __init__(self, store: Store, manifest: Manifest, number: int) -> None:
         self.store, self.manifest, self.number = store, manifest, number
-        self._keys_digest = _smallest(manifest, number).keys_digest
+        self._keys_digest = smallest(manifest, number).keys_digest
         self._open: dict[str, Shard | None] = {}
         self._images: dict[int, Image.Image | None] = {}
 
     def shard(self, name: str) -> Shard | None:
         """The shard object of one modality."""
         if name not in self._open:
-            record = self.manifest.records.get((name, self.number))
+            record = self.manifest.record(name, self.number)
             if record is not None and record.keys_digest != self._keys_digest:
                 raise ValueError(
                     f"{record.name} does not hold the same keys in the same order as the shard's other modalities: "
@@ -83,11 +82,16 @@ class Rows:
 
 
 def chosen_rows(
-    store: Store, manifest: Manifest, count: int | None, wanted: Callable[[str], bool] = lambda key: True
+    store: Store,
+    manifest: Manifest,
+    count: int | None,
+    wanted: Callable[[str], bool] = lambda key: True,
+    shards: Collection[int] | None = None,
 ) -> dict[int, list[int]]:
-    """Rows by shard of the `count` wanted keys of the lowest rank, in order; all if `count` is None."""
+    """Rows by shard of the `count` wanted keys of the lowest rank, in order; all if `count` is None. `shards`: only
+    these."""
     best: list[tuple[int, int, int]] = []  # a heap of the lowest ranks, the highest of them on top
-    for number in manifest.shards:
+    for number in manifest.shards.tolist() if shards is None else sorted(shards):
         for row, key in enumerate(keys_of(store, manifest, number)):
             if wanted(key):
                 heapq.heappush(best, (-held_out_rank(key), number, row))
@@ -101,24 +105,4 @@ def chosen_rows(
 
 def keys_of(store: Store, manifest: Manifest, number: int) -> list[str]:
     """The keys of a shard, from its smallest object."""
-    return read_shard(store, _smallest(manifest, number).name).keys
-
-
-def _smallest(manifest: Manifest, number: int) -> Record:
-    found = [manifest.records.get((name, number)) for name in manifest.modalities]  # a scan would be one per shard
-    return min((r for r in found if r is not None), key=lambda r: (r.num_bytes, r.modality))
-
-
-def find_key(store: Store, manifest: Manifest, key: str) -> tuple[int, int]:
-    """(shard, row) of a key. ValueError names the nearest keys that there are."""
-    near: list[str] = []
-    compared = 0
-    for number in manifest.shards:
-        keys = keys_of(store, manifest, number)
-        if key in keys:
-            return number, keys.index(key)
-        if compared < _COMPARED:
-            near = difflib.get_close_matches(key, [*near, *keys], n=3, cutoff=0.0)
-            compared += len(keys)
-    hint = f"; the nearest keys are {', '.join(map(repr, near))}" if near else "; it has no samples"
-    raise ValueError(f"no sample {key!r} in {store.uri}{hint}")
+    return read_shard(store, smallest(manifest, number).name).keys

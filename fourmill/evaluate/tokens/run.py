@@ -8,7 +8,7 @@ are in memory at a time. Codes and bits are of all rows: they stand in the manif
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fourmill.config import Config
@@ -45,12 +45,14 @@ def evaluate_tokens(
     wanted: Callable[[str], bool] = lambda key: True,
     rebuilt: Mapping[tuple[str, str], Rebuilt | str] | None = None,
     snapshot: int | None = None,
+    shards: Collection[int] | None = None,
 ) -> TokenEvaluation:
     """Decode the tokens of a dataset and compare them with labels and with truth.
 
     `truth`: where it lies; None: scenes, rendered again. `count`: only so many samples, by the hash of their keys.
     `config`, `checkpoints`: where the manifest's own checkpoints are not at hand. `wanted`: which keys. `rebuilt`:
     tokenizers that are loaded already, or why they could not be. `snapshot`: of the dataset, by default the newest.
+    `shards`: only these.
     """
     store = open_store(dataset)
     manifest = read_manifest(store, snapshot)
@@ -59,7 +61,7 @@ def evaluate_tokens(
     loaded = rebuilt if rebuilt is not None else rebuild_all(manifest, wanted_tokens, config, checkpoints)
     tallies = {key: Tally(manifest, key, loaded.get(key, "it was not asked for"), worst) for key in wanted_tokens}
     walk = _Walk(store, manifest, source, tallies, config, rfid_network)
-    chosen = chosen_rows(store, manifest, count, wanted)
+    chosen = chosen_rows(store, manifest, count, wanted, shards)
     for number, rows in chosen.items():
         walk.shard(number, rows)
     samples, total = sum(map(len, chosen.values())), _rows(manifest)
@@ -84,7 +86,7 @@ def rebuild_all(
 
 
 def _rows(manifest: Manifest) -> int:
-    return sum({r.shard: r.rows for r in manifest.records.values()}.values())
+    return manifest.totals("rgb" if "rgb" in manifest.modalities else manifest.modalities[0]).rows
 
 
 @dataclass
@@ -117,7 +119,7 @@ class _Walk:
         opened = Rows(self.store, self.manifest, number)
         here = []
         for (name, producer), tally in self.tallies.items():
-            record = self.manifest.records.get((name, number))
+            record = self.manifest.record(name, number)
             if record is not None and record.producer == producer and tally.rebuilt is not None:
                 self._prepare(tally, opened)
                 here.append(tally)
