@@ -172,8 +172,9 @@ def pipeline_run(name: str, options: dict[str, Any], dataset: str, size: int, ba
     """One call takes the whole shard through a loaded worker, and forgets what it made."""
     from fourmill.config import Config
     from fourmill.pipeline.manifest import read_manifest
-    from fourmill.pipeline.plan import GEOMETRY, make_plan
+    from fourmill.pipeline.plan import make_plan
     from fourmill.pipeline.runner import run
+    from fourmill.pipeline.stages import GEOMETRY
     from fourmill.pipeline.store import open_store
     from fourmill.pipeline.worker import Worker, WorkerSpec
 
@@ -188,8 +189,8 @@ def pipeline_run(name: str, options: dict[str, Any], dataset: str, size: int, ba
     store = open_store(dataset)
     plan = make_plan(store, read_manifest(store), config)
     stage = next(s for s in plan.stages if s.name != GEOMETRY)
-    worker = Worker(WorkerSpec.of(stage, dataset, config.crops))
-    (unit,) = plan.of(stage.name)
+    worker = Worker(WorkerSpec.of(plan, stage, config))
+    (unit,) = plan.units(stage.name)
 
     def once() -> None:
         for made in worker.run(unit).records:

@@ -82,10 +82,11 @@ def compare(source: str, network: str, pictures: Path, crops: int, repeats: int)
         job = make_job(folder, pictures, [source], [save_checkpoint(folder, source, network)], crops)
         store = open_store(job.config.dataset)
         plan = make_plan(store, read_manifest(store), job.config, ["tokens"])
-        (unit,) = plan.of("tokens")
-        worker = Worker(WorkerSpec.of(plan.stages[-1], job.config.dataset, job.config.crops))
+        (unit,) = plan.units("tokens")
+        worker = Worker(WorkerSpec.of(plan, plan.stages[-1], job.config))
         codec = worker.components[0].codec  # type: ignore[attr-defined]
-        shards = {r.modality: read_shard(store, r.name) for r in read_manifest(store).records.values()}
+        manifest = read_manifest(store)
+        shards = {m: read_shard(store, next(manifest.records(m)).name) for m in manifest.modalities}
         values = list(values_of(source, shards, crops))
         inputs = torch.cat([codec.source.prepare([value]) for value in values])
 
@@ -229,7 +230,7 @@ def _theirs(ml4m: list[str], root: Path, job: Job, setting: Setting) -> float:
 def equal_tokens(job: Job, root: Path) -> float:
     """Share of RGB tokens that both gave alike."""
     store = open_store(job.config.dataset)
-    shard = read_shard(store, next(iter(read_manifest(store).of("tok_rgb"))).name)
+    shard = read_shard(store, next(read_manifest(store).records("tok_rgb")).name)
     ours = np.stack([shard.tokens(crop) for crop in range(shard.spec.crops)], axis=1)
     theirs = np.stack([np.load(root / f"train/rgb_{SUFFIX}/0/{key}.npy") for key in shard.keys])
     return float((ours == theirs.astype(np.uint16)).mean())

@@ -209,7 +209,7 @@ def ml4m_folder(folder: Path, pictures: Path, job: Job) -> Path:
     for name in (*job.sources, "crop_settings"):
         (root / "train" / name / "0").mkdir(parents=True)
     store = open_store(job.config.dataset)
-    crops = read_shard(store, next(iter(read_manifest(store).of("crop_settings"))).name)
+    crops = read_shard(store, next(read_manifest(store).records("crop_settings")).name)
     for row, key in enumerate(crops.keys):
         recorded = [crops.value(row, crop) for crop in range(crops.spec.crops)]
         np.save(root / f"train/crop_settings/0/{key}.npy", np.array(recorded, dtype=np.int64))

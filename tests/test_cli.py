@@ -99,7 +99,7 @@ def test_dry_run_prints_the_plan_and_does_nothing(tmp_path: Path, dataset: str) 
     done = fourmill("pseudolabel", "--config", str(path), "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "2 x depth: stale: config.gain was 1.0, is 2.0" in done.stdout
-    assert "2 x tok_depth: stale: its inputs changed" in done.stdout
+    assert "2 x tok_depth: stale: its input depth changed (config.gain was 1.0, is 2.0)" in done.stdout
     assert "stage geometry" in done.stdout
     assert [i.name for i in open_store(dataset).list()] == before
 

@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 from fourmill.cli import app
 from fourmill.evaluate.tokens.decode import decode_sample
 from fourmill.evaluate.tokens.rebuild import RebuildError, checkpoints_of, producers_of, rebuild
-from fourmill.pipeline.manifest import Manifest, read_manifest
+from fourmill.pipeline.manifest import Manifest, Update, read_manifest, update_manifest
 from fourmill.pipeline.pictures import class_picture
 from fourmill.pipeline.report import write_report
 from fourmill.pipeline.shards import Spec
-from fourmill.pipeline.store import open_store
+from fourmill.pipeline.store import LocalStore, open_store
 from fourmill.scenes import CLASSES
 
 GREY = np.full((16, 16, 3), 90, np.uint8)
@@ -233,7 +233,7 @@ def test_configuration_of_other_weights_gives_way_to_the_manifest(words: str, tm
     assert (found.notes, found.tokenizer.checkpoint.location) == ((), words)
     lost = {p: {**m, "checkpoint": {**m["checkpoint"], "reference": "/gone/x"}} for p, m in manifest.producers.items()}
     with pytest.raises(RebuildError, match=f"'{other}' does not hold the weights that made tok_caption"):
-        rebuild(replace(manifest, producers=lost), name, producer, config)
+        rebuild(update_manifest(manifest.store, lambda _: Update(producers=lost)), name, producer, config)
 
 
 @pytest.mark.parametrize(
@@ -242,15 +242,16 @@ def test_configuration_of_other_weights_gives_way_to_the_manifest(words: str, tm
 )
 def test_lineage_of_any_content_is_an_error_with_advice(lineage: Any) -> None:
     with pytest.raises(RebuildError, match="--config"):
-        rebuild(Manifest(producers={"p": lineage}), "tok_caption", "p")
+        rebuild(Manifest(LocalStore("nowhere"), {"producers": {"p": lineage}}), "tok_caption", "p")
 
 
 def test_tokenizer_of_another_vocabulary_is_refused(words: str, tmp_path: Path) -> None:
     manifest = made(tmp_path, token_toys.build("tok_caption", kind="text", checkpoint=words), "a red box")
     ((name, producer),) = producers_of(manifest)
-    records = {k: replace(r, spec={**r.spec, "vocabulary": 50}) for k, r in manifest.records.items()}
+    other = [replace(r, spec={**r.spec, "vocabulary": 50}, digest="0" * 64) for r in manifest.records(name)]
+    manifest = update_manifest(manifest.store, lambda _: Update(other))
     with pytest.raises(RebuildError, match=r"tok_caption was stored with vocabulary 50; this tokenizer's is \d+"):
-        rebuild(replace(manifest, records=records), name, producer)
+        rebuild(manifest, name, producer)
 
 
 def test_hub_ids_are_pinned_to_the_commit_that_made_the_tokens(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
@@ -270,7 +271,7 @@ def test_hub_ids_are_pinned_to_the_commit_that_made_the_tokens(monkeypatch: pyte
         "config": {"kind": "text", "max_tokens": 9},
         "checkpoint": {"reference": "owner/name", "digest": "hub:abc123", "licence": "mit"},
     }
-    found = rebuild(Manifest(producers={"p": lineage}), "tok_caption", "p")
+    found = rebuild(Manifest(LocalStore("nowhere"), {"producers": {"p": lineage}}), "tok_caption", "p")
     assert asked == ["owner/name@abc123"]
     assert found.tokenizer.config.max_tokens == 9  # type: ignore[attr-defined]
 

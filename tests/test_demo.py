@@ -9,12 +9,13 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers import all_records
 from PIL import Image
 
 from fourmill.config import Config
 from fourmill.demo.run import run_demo
-from fourmill.pipeline.inspect import verify
 from fourmill.pipeline.manifest import read_manifest
+from fourmill.pipeline.manifest.verify import verify
 from fourmill.pipeline.runner import run
 from fourmill.pipeline.store import open_store
 
@@ -38,17 +39,17 @@ def test_demo_makes_every_modality_and_a_sound_manifest(demo: Path) -> None:
     labels += ["canny_edge", "color_palette", "metadata"]
     tokens = [f"tok_{name}" for name in (*labels, "rgb", "alt_text") if name != "panoptic"]
     assert manifest.modalities == sorted([*ingested, *labels, *tokens])
-    assert {r.present for r in manifest.records.values()} == {40}
+    assert {r.present for r in all_records(manifest)} == {40}
     assert verify(store, manifest).ok
 
 
 def test_report_is_one_page_with_pictures_and_figures_and_fetches_nothing(demo: Path) -> None:
     page = (demo / "report.html").read_text()
-    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    pictures = re.findall(r'src="data:image/(?:png|webp);base64,([^"]+)"', page)
     sizes = {Image.open(io.BytesIO(base64.b64decode(p))).size for p in pictures}
     assert len(pictures) > 4 * 12  # more than four pictures a sample
-    assert sizes == {(128, 128), (256, 256), (144, 144), (224, 224)}  # boxes at twice the size, palettes, facts
-    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert sizes == {(128, 128), (256, 256), (144, 144)}  # boxes at twice the size, palettes
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     teachers = ("depth", "normal", "semseg", "panoptic", "detection", "sam", "caption", "clip")
     for words in ("Labels against truth", *(f"demo:{name}" for name in teachers)):
         assert words in page
@@ -87,7 +88,7 @@ def test_one_pass_without_stored_labels_gives_the_tokens_of_two_passes(demo: Pat
     fused, phased = read_manifest(open_store(dataset)), read_manifest(open_store(demo / "dataset"))
     assert "clip" not in fused.modalities
     for name in ("tok_clip", "tok_depth"):
-        assert [r.digest for r in fused.of(name)] == [r.digest for r in phased.of(name)]
+        assert [r.digest for r in fused.records(name)] == [r.digest for r in phased.records(name)]
 
 
 def test_second_run_of_the_demo_computes_nothing_again(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:

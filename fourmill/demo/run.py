@@ -5,6 +5,7 @@ Nothing here is special to the demo: each step is the command that a user would 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,10 +45,11 @@ def run_demo(out: str, overrides: Sequence[str] = (), count: int = COUNT) -> int
     with _shared_ray(config):
         steps.run("fourmill pseudolabel --config configs/demo.yaml", lambda: _stages(config, "labelers"))
         steps.run("fourmill tokenize --config configs/demo.yaml", lambda: _stages(config, "tokenizers"))
-    verified = steps.run(f"fourmill manifest verify {config.dataset}", lambda: _verify(config))
+    verified = steps.run(f"fourmill manifest verify {config.dataset} --deep", lambda: _verify(config, folder))
     steps.run(f"fourmill manifest show {config.dataset}", lambda: _show(config))
     learned = steps.run("fourmill pretrain --config configs/demo.yaml", lambda: _pretrain(config))
-    steps.run(f"fourmill report {config.dataset}", lambda: _report(config, folder))
+    checked = folder / "verification.json"
+    steps.run(f"fourmill report {config.dataset} --verification {checked}", lambda: _report(config, folder))
     steps.summary()
     print(f"\nreport         {folder / 'report.html'}\ncontact sheet  {folder / 'report.png'}")
     return 0 if verified and learned else 1
@@ -100,19 +102,20 @@ def _stages(config: Config, section: str) -> None:
         raise RuntimeError("some shards could not be made; run the demo again to try them once more")
 
 
-def _verify(config: Config) -> bool:
-    from fourmill.pipeline.inspect import verify
+def _verify(config: Config, folder: Path) -> bool:
     from fourmill.pipeline.manifest import read_manifest
+    from fourmill.pipeline.manifest.verify import Options, verify
     from fourmill.pipeline.store import open_store
 
     store = open_store(config.dataset)
-    outcome = verify(store, read_manifest(store))
+    outcome = verify(store, read_manifest(store), Options(deep=True))
     print(outcome)
+    (folder / "verification.json").write_text(json.dumps(outcome.to_json(), indent=1), encoding="utf-8")
     return outcome.ok
 
 
 def _show(config: Config) -> None:
-    from fourmill.cli import manifest_show
+    from fourmill.cli.manifest_show import manifest_show
 
     manifest_show(config.dataset)
 
@@ -130,4 +133,5 @@ def _report(config: Config, folder: Path) -> None:
     from fourmill.pipeline.report import write_report
 
     assert config.pretrain is not None
-    write_report(config.dataset, folder / "report.html", config, config.pretrain.out)
+    verification = folder / "verification.json"
+    write_report(config.dataset, folder / "report.html", config, config.pretrain.out, verification=verification)

@@ -16,19 +16,15 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from fourmill.cli.manifest import manifest_app
+from fourmill.cli.options import AsJson, At, ConfigOption, Dataset, DryRun, Overrides, Recheck
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-manifest_app = typer.Typer(no_args_is_help=True, help="Look into a dataset through its manifest.")
 app.add_typer(manifest_app, name="manifest")
 labelers_app = typer.Typer(invoke_without_command=True, help="The teachers: what can be named, at what cost; try one.")
 app.add_typer(labelers_app, name="labelers")
 evaluate_app = typer.Typer(no_args_is_help=True, help="Measure what a dataset holds against truth.")
 app.add_typer(evaluate_app, name="evaluate")
-
-ConfigOption = Annotated[str, typer.Option("--config", "-c", help="YAML configuration.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: a.b=value.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, do nothing.")]
-Dataset = Annotated[str, typer.Argument(help="Dataset: a path or s3://bucket/prefix.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -119,18 +115,22 @@ def ingest(
 
 
 @app.command()
-def pseudolabel(config: ConfigOption, overrides: Overrides = None, dry_run: DryRun = False) -> int:
+def pseudolabel(
+    config: ConfigOption, overrides: Overrides = None, dry_run: DryRun = False, recheck: Recheck = False
+) -> int:
     """Label a dataset: run every stage that has labelers; rerun to finish what is missing."""
-    return _run_stages(config, overrides or [], "labelers", dry_run)
+    return _run_stages(config, overrides or [], "labelers", dry_run, recheck)
 
 
 @app.command()
-def tokenize(config: ConfigOption, overrides: Overrides = None, dry_run: DryRun = False) -> int:
+def tokenize(
+    config: ConfigOption, overrides: Overrides = None, dry_run: DryRun = False, recheck: Recheck = False
+) -> int:
     """Run every stage that has tokenizers over the dataset; rerun to finish what is missing."""
-    return _run_stages(config, overrides or [], "tokenizers", dry_run)
+    return _run_stages(config, overrides or [], "tokenizers", dry_run, recheck)
 
 
-def _run_stages(path: str, overrides: Sequence[str], section: str, dry_run: bool) -> int:
+def _run_stages(path: str, overrides: Sequence[str], section: str, dry_run: bool, recheck: bool) -> int:
     from fourmill.config import ConfigError, load_config
     from fourmill.pipeline.runner import dry_run as describe
     from fourmill.pipeline.runner import run
@@ -142,9 +142,9 @@ def _run_stages(path: str, overrides: Sequence[str], section: str, dry_run: bool
     if not chosen:
         raise ConfigError(f"{path}: no stage has {section}")
     if dry_run:
-        print(describe(config, chosen))
+        print(describe(config, chosen, recheck))
         return 0
-    report = run(config, chosen)
+    report = run(config, chosen, recheck)
     print(report)
     return 0 if report.ok else 1
 
@@ -181,7 +181,7 @@ def pretrain(config: ConfigOption, overrides: Overrides = None) -> int:
     _placed(loaded)
     if loaded.pretrain is None:
         raise ConfigError(f"{config}: no `pretrain` section")
-    print(train(loaded.dataset, loaded.pretrain, progress=print))
+    print(train(loaded.dataset, loaded.pretrain, progress=print, storage=loaded.storage))
     return 0
 
 
@@ -288,13 +288,22 @@ def report(
         str | None, typer.Option(help="Truth as of `evaluate labels`; else scenes rendered again.")
     ] = None,
     count: Annotated[int, typer.Option(help="Samples shown.", min=1)] = 12,
+    at: At = None,
+    verification: Annotated[
+        str | None, typer.Option(help="Output of `manifest verify --json`, or the journal of a deep one.")
+    ] = None,
 ) -> int:
-    """Write one self-contained page: samples, labels, labels decoded from their tokens, predictions, figures."""
+    """Write one self-contained page: what a dataset is, its health, cost, errors, values, samples and lineage.
+
+    fourmill report s3://bucket/dataset -o report.html
+    fourmill manifest verify runs/demo/dataset --deep --json > v.json
+    fourmill report runs/demo/dataset --verification v.json
+    """
     from fourmill.config import load_config
     from fourmill.pipeline.report import write_report
 
     loaded = load_config(config, [f"dataset={dataset}"]) if config else None
-    page, sheet = write_report(dataset, out, loaded, checkpoint, count, truth=truth)
+    page, sheet = write_report(dataset, out, loaded, checkpoint, count, truth, at, verification)
     print(f"report: {page}\ncontact sheet: {sheet}")
     return 0
 
@@ -403,79 +412,3 @@ def _list_components(table: dict[str, str]) -> None:
     for kind, path in table.items():
         doc = importlib.import_module(path.partition(":")[0]).__doc__ or ""
         print(f"{kind:16} {doc.splitlines()[0]}")
-
-
-@manifest_app.command("show")
-def manifest_show(
-    dataset: Dataset, at: Annotated[int | None, typer.Option(help="An older snapshot.")] = None, as_json: AsJson = False
-) -> None:
-    """What the dataset holds: modalities, shards, rows, presence, size, producer, vocabulary use.
-
-    fourmill manifest show s3://bucket/dataset --json | jq '.modalities[].present'
-    """
-    from fourmill.pipeline.inspect import summarise
-    from fourmill.pipeline.manifest import read_manifest
-    from fourmill.pipeline.store import open_store
-
-    manifest = read_manifest(open_store(dataset), at)
-    found = summarise(manifest)
-    if as_json:
-        tree = {"snapshot": manifest.snapshot, "corpus": manifest.corpus, "modalities": [m.to_json() for m in found]}
-        print(json.dumps(tree, indent=1))
-    else:
-        _show(dataset, manifest, found)
-
-
-def _show(dataset: str, manifest: Any, found: Sequence[Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    corpus = manifest.corpus
-    table = Table("modality", "shards", "rows", "present", "MB", "codes used", "producer", "quarantined")
-    for m in found:
-        used = f"{m.used}/{m.vocabulary} ({m.perplexity:.0f})" if m.vocabulary else ""
-        makers = "; ".join(_maker(p) for p in m.producers)
-        bad = ", ".join(f"{n} {r}" for r, n in m.quarantined.items())
-        share = f"{m.present} ({m.present / m.rows:.1%})" if m.rows else "0"
-        table.add_row(m.name, str(m.shards), str(m.rows), share, f"{m.num_bytes / 1e6:.2f}", used, makers, bad)
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(
-        f"{dataset}: snapshot {manifest.snapshot}, {corpus.get('samples', '?')} samples "
-        f"from {corpus.get('sources', '?')}"
-    )
-    console.print(table)
-    if bound := sorted({w for m in found for p in m.producers if (w := _non_commercial(p))}):
-        console.print("NOT FOR COMMERCIAL USE, by the licence of the weights: " + "; ".join(bound))
-
-
-def _non_commercial(producer: dict[str, Any]) -> str | None:
-    from fourmill.checkpoints import is_non_commercial
-
-    checkpoint = producer.get("checkpoint") or {}
-    licence = str(checkpoint.get("licence", ""))
-    return f"{checkpoint['reference']} ({licence})" if is_non_commercial(licence) else None
-
-
-def _maker(producer: dict[str, Any]) -> str:
-    checkpoint = producer.get("checkpoint")
-    weights = f" {checkpoint['reference']} ({checkpoint['licence']})" if isinstance(checkpoint, dict) else ""
-    return f"{producer.get('class', '?')} v{producer.get('version', '?')}{weights}"
-
-
-@manifest_app.command("verify")
-def manifest_verify(
-    dataset: Dataset, at: Annotated[int | None, typer.Option(help="An older snapshot.")] = None, as_json: AsJson = False
-) -> int:
-    """Read every object and check digests, rows, keys, alignment and token ranges. Exit code 1 if anything is wrong."""
-    from fourmill.pipeline.inspect import verify
-    from fourmill.pipeline.manifest import read_manifest
-    from fourmill.pipeline.store import open_store
-
-    store = open_store(dataset)
-    outcome = verify(store, read_manifest(store, at))
-    if as_json:
-        problems = [{"name": p.name, "what": p.what} for p in outcome.problems]
-        print(json.dumps({"snapshot": outcome.snapshot, "objects": outcome.objects, "problems": problems}, indent=1))
-    else:
-        print(outcome)
-    return 0 if outcome.ok else 1

@@ -1,0 +1,30 @@
+"""Arguments and options that several commands share, and what they print with."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ConfigOption = Annotated[str, typer.Option("--config", "-c", help="YAML configuration.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: a.b=value.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, do nothing.")]
+Recheck = Annotated[
+    bool,
+    typer.Option("--recheck", help="Ask the store for every object; make again what was lost."),
+]
+Dataset = Annotated[str, typer.Argument(help="Dataset: a path or s3://bucket/prefix.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+At = Annotated[int | None, typer.Option("--at", help="An older snapshot, by number.", min=1)]
+OnlyModalities = Annotated[str | None, typer.Option("--modality", help="Only these: depth,tok_depth,…")]
+
+
+def console() -> Console:
+    """Where tables go: as wide as the terminal, or 160 columns where there is none."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)
