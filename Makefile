@@ -23,8 +23,9 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two processes; a file of tests stays in one, since its tests share what is dear to make.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow

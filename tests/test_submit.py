@@ -28,7 +28,7 @@ def cluster(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A running head node; yields the environment in which `ray job submit` reaches it."""
     token = tmp_path_factory.mktemp("ray") / "token"
     token.write_text(secrets.token_hex(32))
-    port, dashboard = _free_ports(2)
+    port, dashboard, agent, agent_grpc, client = _free_ports(5)
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     environment.pop("PYTHONPATH", None)
     environment["PATH"] = (
@@ -41,6 +41,10 @@ def cluster(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         f"--port={port}",
         "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard}",
+        # The default ports may be another Ray's on this machine: without its own the head cannot run jobs.
+        f"--dashboard-agent-listen-port={agent}",
+        f"--dashboard-agent-grpc-port={agent_grpc}",
+        f"--ray-client-server-port={client}",
     ]
     start += ["--num-cpus=2", "--object-store-memory=200000000", "--disable-usage-stats", "--block"]
     head = subprocess.Popen(
@@ -61,7 +65,10 @@ def submit(cluster: dict[str, str], *command: str) -> str:
         if subprocess.run(retry, env=cluster, capture_output=True, check=False).returncode == 0:
             break
     full = [str(RAY), "job", "submit", "--working-dir", ".", "--", "python", *command]
-    done = subprocess.run(full, env=cluster, cwd=ROOT, capture_output=True, text=True, check=False)
+    for _ in range(10):
+        done = subprocess.run(full, env=cluster, cwd=ROOT, capture_output=True, text=True, check=False)
+        if "No available agent to submit job, please try again later" not in done.stderr:
+            break
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
