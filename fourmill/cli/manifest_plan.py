@@ -10,6 +10,8 @@ import typer
 from fourmill.cli.manifest import manifest_app
 from fourmill.cli.options import AsJson, Dataset, Recheck, console
 
+_SPENT = ("seconds", "gpu_seconds")
+
 
 @manifest_app.command("plan")
 def manifest_plan(
@@ -39,12 +41,13 @@ def manifest_plan(
 def _print(dataset: str, plan: Any) -> None:
     from rich.table import Table
 
+    lacking = {m: sum(map(len, shards)) for m, shards in plan.lacks().items()}
     table = Table("stage", "makes", "shards to do", "done", "samples", "estimate", "why")
     for name, entry in plan.to_json()["stages"].items():
         makes = ", ".join(m if m in entry["stores"] else f"({m})" for m in entry["makes"])
         why = "\n".join(f"{count} x {reason}" for reason, count in entry["reasons"].items())
         counts = [str(entry[n]) for n in ("shards_to_do", "shards_done", "samples_to_do")]
-        table.add_row(name, makes, *counts, _estimate(plan, entry), why)
+        table.add_row(name, makes, *counts, _estimate(plan, entry, lacking), why)
     out = console()
     out.print(f"{dataset}: snapshot {plan.wanted.manifest.snapshot}")
     out.print(table)
@@ -54,13 +57,16 @@ def _print(dataset: str, plan: Any) -> None:
         out.print("nothing to do")
 
 
-def _estimate(plan: Any, entry: dict[str, Any]) -> str:
-    """Worker hours by what a row of these modalities took so far; empty where nothing was made yet."""
-    totals = [plan.wanted.manifest.totals(m) for m in entry["stores"]]
-    known = [t for t in totals if t.rows and t.spent.get("seconds")]
-    if not known or len(known) < len(totals) or not entry["samples_to_do"]:
+def _estimate(plan: Any, entry: dict[str, Any], lacking: dict[str, int]) -> str:
+    """Worker hours by what a shard of the lacking modalities took so far; empty where one was never made."""
+    wanted = {m: lacking[m] for m in entry["stores"] if lacking.get(m)}
+    totals = {m: plan.wanted.manifest.totals(m) for m in wanted}
+    if not wanted or not all(t.shards and t.spent.get("seconds") for t in totals.values()):
         return ""
-    seconds = sum(t.spent["seconds"] / t.rows for t in known) * entry["samples_to_do"]
-    gpu = sum(t.spent.get("gpu_seconds", 0) / t.rows for t in known) * entry["samples_to_do"]
-    text = f"{seconds / 3600:.2g} worker hours"
-    return f"{text}, {gpu / 3600:.2g} GPU hours" if gpu else text
+    hours = {what: sum(n * _a_shard(totals[m], what) for m, n in wanted.items()) / 3600 for what in _SPENT}
+    text = f"{hours['seconds']:.2g} worker hours"
+    return f"{text}, {hours['gpu_seconds']:.2g} GPU hours" if hours["gpu_seconds"] else text
+
+
+def _a_shard(totals: Any, what: str) -> float:
+    return float(totals.spent.get(what, 0) / totals.shards)
