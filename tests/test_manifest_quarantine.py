@@ -16,11 +16,12 @@ import pytest
 import toys
 from helpers import all_records
 
+from fourmill.cli.options import parse_shards
 from fourmill.config import Config
 from fourmill.modalities import modality
 from fourmill.pipeline import codecs
 from fourmill.pipeline.manifest import Manifest, read_manifest, snapshots
-from fourmill.pipeline.manifest.quarantine import Choice, parse_shards, plan_retry, reasons, reasons_in, retry, rows
+from fourmill.pipeline.manifest.quarantine import Choice, plan_retry, reasons, reasons_in, retry, rows
 from fourmill.pipeline.plan import make_plan
 from fourmill.pipeline.runner import run
 from fourmill.pipeline.shards import Spec, commit, open_shard, write_shard

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from fourmill.cli.manifest import manifest_app
-from fourmill.cli.options import AsJson, At, ConfigOption, Dataset, DryRun, Overrides, Recheck
+from fourmill.cli.options import AsJson, At, ConfigOption, Dataset, DryRun, Overrides, Recheck, parse_names
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(manifest_app, name="manifest")
@@ -207,7 +207,7 @@ def evaluate_labels(
     """
     from fourmill.evaluate.command import run_evaluate_labels
 
-    names = labels.split(",") if labels else None
+    names = parse_names(labels)
     return run_evaluate_labels(dataset, truth, names, count, out, as_json, depth_unit, eigen_crop)
 
 
@@ -246,7 +246,7 @@ def evaluate_tokens(
     """
     from fourmill.evaluate.command import run_evaluate_tokens
 
-    names, loaded = modality.split(",") if modality else None, _decoding_config(config, dataset)
+    names, loaded = parse_names(modality), _decoding_config(config, dataset)
     return run_evaluate_tokens(dataset, truth, names, count, loaded, checkpoint or (), rfid_network, json_file, html)
 
 
@@ -272,7 +272,7 @@ def decode(
     """
     from fourmill.evaluate.command import run_decode
 
-    names = modality.split(",") if modality else None
+    names = parse_names(modality)
     return run_decode(dataset, key, out, names, crop, _decoding_config(config, dataset), checkpoint or ())
 
 

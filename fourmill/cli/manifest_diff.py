@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fourmill.cli.manifest import manifest_app
-from fourmill.cli.options import AsJson, Dataset, OnlyModalities, console
+from fourmill.cli.options import AsJson, Dataset, OnlyModalities, console, parse_names
 
 if TYPE_CHECKING:
     from fourmill.pipeline.manifest import Manifest
@@ -41,7 +41,7 @@ def manifest_diff(
     from fourmill.pipeline.manifest.diff import diff
 
     one, two = _opened(a, b, at, to)
-    found = diff(one, two, modality.split(",") if modality else None, samples)
+    found = diff(one, two, parse_names(modality), samples)
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fourmill.cli.manifest import manifest_app
-from fourmill.cli.options import AsJson, At, Dataset, OnlyModalities, console
+from fourmill.cli.options import OPEN_END, AsJson, At, Dataset, OnlyModalities, console, parse_names, parse_shards
 
 if TYPE_CHECKING:
     from fourmill.pipeline.exchange import ExportReport
@@ -45,7 +45,7 @@ def manifest_export(
     from fourmill.pipeline.exchange import ExportOptions, WrongDataError, export_dataset
 
     start, stop = _range(shards)
-    names = tuple(m.strip() for m in modality.split(",")) if modality else None
+    names = parse_names(modality)
     options = ExportOptions(
         format_name, names, start, stop, shard_size, _keep(incomplete), at, mixed, split, **_given(workers)
     )
@@ -72,10 +72,10 @@ def progress(shards: int, samples: int) -> None:
 
 
 def _range(text: str) -> tuple[int, int | None]:
-    start, colon, stop = text.partition(":")
-    if not colon or not all(part == "" or part.isdigit() for part in (start, stop)):
+    if ":" not in text:
         raise ValueError(f"bad --shards {text!r}: A:B is needed, such as 0:100, :100 or 100:")
-    return int(start or 0), int(stop) if stop else None
+    shards = parse_shards(text)
+    return shards.start, None if shards.stop == OPEN_END else shards.stop
 
 
 def _keep(text: str | None) -> bool | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fourmill.cli.manifest import manifest_app
-from fourmill.cli.options import AsJson, Dataset, Recheck, console
+from fourmill.cli.options import AsJson, Dataset, Recheck, console, parse_names
 
 _SPENT = ("seconds", "gpu_seconds")
 
@@ -30,7 +30,7 @@ def manifest_plan(
     from fourmill.pipeline.runner import plan_of
 
     loaded = load_config(config, [f"dataset={dataset}", *(overrides or [])])
-    plan = plan_of(loaded, stage.split(",") if stage else None, recheck)
+    plan = plan_of(loaded, parse_names(stage), recheck)
     if as_json:
         print(json.dumps({"dataset": dataset, "snapshot": plan.wanted.manifest.snapshot, **plan.to_json()}, indent=1))
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fourmill.cli.manifest import manifest_app
-from fourmill.cli.options import AsJson, At, Dataset, OnlyModalities, console
+from fourmill.cli.options import AsJson, At, Dataset, OnlyModalities, console, parse_names, parse_shards
 from fourmill.cli.units import human_count, human_share, plain
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ def manifest_quarantine(
     fourmill manifest quarantine s3://bucket/dataset --modality depth --retry --dry-run
     """
     from fourmill.pipeline.manifest import read_manifest
-    from fourmill.pipeline.manifest.quarantine import chosen
+    from fourmill.pipeline.manifest.quarantine import Choice
     from fourmill.pipeline.store import open_store
 
     if dry_run and not retry:
         raise ValueError("--dry-run says what --retry would do: give both")
     if retry and (keys or at is not None):
         raise ValueError("--retry changes the newest snapshot and lists no rows: leave --at and --keys away")
-    choice = chosen(modality, reason, shards)
+    choice = Choice(parse_names(modality), parse_names(reason), parse_shards(shards) if shards else None)
     store = open_store(dataset)
     if retry:
         _retry(dataset, choice, dry_run, as_json)

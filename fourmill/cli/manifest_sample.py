@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fourmill.cli.manifest import manifest_app
-from fourmill.cli.options import AsJson, At, Dataset, OnlyModalities, console
+from fourmill.cli.options import AsJson, At, Dataset, OnlyModalities, console, parse_names
 
 if TYPE_CHECKING:
     from fourmill.pipeline.manifest import Manifest
@@ -51,7 +51,7 @@ def manifest_sample(
 
     manifest = read_manifest(open_store(dataset), at)
     place = _place(manifest, key, shard, row, row_number)
-    names = modality.split(",") if modality else None
+    names = parse_names(modality)
     found = describe_sample(manifest, place, names)
     files, notes = _files(manifest, place, out, names, crop, config, checkpoint or ()) if out else ([], [])
     if as_json:
@@ -82,7 +82,7 @@ def _files(
     manifest: Manifest,
     place: Place,
     out: str,
-    names: list[str] | None,
+    names: Sequence[str] | None,
     crop: int,
     config: str | None,
     checkpoints: Sequence[str],

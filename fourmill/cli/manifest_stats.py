@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fourmill.cli.manifest import manifest_app
-from fourmill.cli.options import AsJson, At, Dataset, OnlyModalities, console
+from fourmill.cli.options import AsJson, At, Dataset, OnlyModalities, console, parse_names
 from fourmill.cli.units import human_number, human_share
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def manifest_stats(dataset: Dataset, at: At = None, modality: OnlyModalities = N
     from fourmill.pipeline.store import open_store
 
     manifest = read_manifest(open_store(dataset), at)
-    found = statistics(manifest, modality.split(",") if modality else None)
+    found = statistics(manifest, parse_names(modality))
     if as_json:
         tree = {"snapshot": manifest.snapshot, "statistics": [s.to_json() for s in found]}
         print(json.dumps(tree, indent=1))

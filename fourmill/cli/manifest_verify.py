@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from fourmill.cli.manifest import manifest_app
-from fourmill.cli.options import AsJson, At, Dataset, OnlyModalities
+from fourmill.cli.options import AsJson, At, Dataset, OnlyModalities, parse_names, parse_shards
 
 _PLAIN_EVERY_S = 10.0
 _SMALL = 256 << 20  # bytes that one process has read before others have started
@@ -51,7 +51,7 @@ def manifest_verify(
         raise ValueError("--resume without --deep has nothing to resume: the quick verification reads no object")
     store = open_store(dataset)
     manifest = read_manifest(store, at)
-    names = tuple(n.strip() for n in modality.split(",")) if modality else None
+    names = parse_names(modality)
     selection = Selection(names, _run_of(shards), sample)
     totals = [manifest.totals(name) for name in selection.names(manifest)]
     small = sum(t.num_bytes for t in totals) * sample < _SMALL
@@ -64,15 +64,10 @@ def manifest_verify(
 
 
 def _run_of(text: str | None) -> tuple[int | None, int | None]:
-    """'3:7' -> (3, 7); either may be left out, and '3' is one shard."""
     if text is None:
         return None, None
-    start, colon, stop = text.partition(":")
-    try:
-        first, last = (int(part) if part else None for part in (start, stop))
-    except ValueError as error:
-        raise ValueError(f"--shards {text!r}: A:B with shard numbers is needed, such as 0:100, 500: or 17") from error
-    return (first, last) if colon else (first, (first or 0) + 1)
+    shards = parse_shards(text)
+    return shards.start, shards.stop
 
 
 class _Progress:

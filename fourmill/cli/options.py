@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+OPEN_END = 1 << 62
+"""Above every shard number."""
 ConfigOption = Annotated[str, typer.Option("--config", "-c", help="YAML configuration.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: a.b=value.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, do nothing.")]
@@ -28,3 +30,22 @@ def console() -> Console:
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def parse_names(text: str | None) -> tuple[str, ...] | None:
+    """'depth, det' as names; None for all."""
+    return tuple(name.strip() for name in text.split(",")) if text else None
+
+
+def parse_shards(text: str) -> range:
+    """'12', or '10:20', the end left out; either end may be open."""
+    start, colon, stop = text.partition(":")
+    wanted = f"--shards {text!r}: A:B with shard numbers is needed, such as 0:100, 500: or 17"
+    try:
+        first = int(start or 0)
+        last = (int(stop) if stop else OPEN_END) if colon else first + 1
+    except ValueError as error:
+        raise ValueError(wanted) from error
+    if first < 0 or last <= first:
+        raise ValueError(f"{wanted}, and A below B")
+    return range(first, last)

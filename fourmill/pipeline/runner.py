@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ __all__ = ["BudgetExceededError", "RunReport", "dry_run", "plan_of", "ray_sessio
 _STALLED_S = 60.0  # say so when nothing has started for this long
 
 
-def run(config: Config, only: list[str] | None = None, recheck: bool = False) -> RunReport:
+def run(config: Config, only: Sequence[str] | None = None, recheck: bool = False) -> RunReport:
     """Make what is missing for every stage (or those in `only`, and what they need), and update the manifest."""
     store = open_store(config.dataset, config.storage)
     manifest = read_manifest(store)
@@ -370,12 +370,12 @@ def _fit_together(ray: Any, stages: list[Stage], sizes: Mapping[str, int]) -> bo
     return cpus <= resources.get("CPU", 0) and gpus <= resources.get("GPU", 0)
 
 
-def plan_of(config: Config, only: list[str] | None = None, recheck: bool = False) -> Plan:
+def plan_of(config: Config, only: Sequence[str] | None = None, recheck: bool = False) -> Plan:
     """What a run would do; nothing is done."""
     store = open_store(config.dataset, config.storage)
     return make_plan(store, read_manifest(store), config, only, recheck)
 
 
-def dry_run(config: Config, only: list[str] | None = None, recheck: bool = False) -> str:
+def dry_run(config: Config, only: Sequence[str] | None = None, recheck: bool = False) -> str:
     """The plan in words; nothing is done."""
     return plan_of(config, only, recheck).describe()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -261,23 +261,3 @@ def retry(store: Store, choice: Choice = Choice()) -> tuple[Retry, Manifest]:
 
     manifest = update_manifest(store, change)
     return plan, manifest
-
-
-def parse_shards(text: str) -> range:
-    """'12' or '10:20', the end left out, either end free."""
-    start, colon, stop = text.partition(":")
-    try:
-        first = int(start or 0)
-        last = (int(stop) if stop else 1 << 62) if colon else first + 1
-    except ValueError as error:
-        raise ValueError(f"shards {text!r}: give a number, or A:B for A up to B - 1") from error
-    if first < 0 or last <= first:
-        raise ValueError(f"shards {text!r} are none: give a number, or A:B with A below B")
-    return range(first, last)
-
-
-def chosen(modality: str | None, reason: str | None, shards: str | None) -> Choice:
-    """From the words of a command line."""
-    parts: Iterable[str | None] = (modality, reason)
-    names = [tuple(p.split(",")) if p else None for p in parts]
-    return Choice(names[0], names[1], parse_shards(shards) if shards else None)
