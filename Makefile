@@ -23,9 +23,12 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two processes; a file of tests stays in one, since its tests share what is dear to make.
+# Two processes; a file of tests stays in one, since its tests share what is dear to make. Tests that start Ray clusters
+# and kill them come after, one at a time: two clusters on one machine get into each other's way.
+CLUSTERS := tests/test_runner.py tests/test_submit.py
 test: check
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(addprefix --ignore=,$(CLUSTERS))
+	$(BIN)/python -m pytest $(CLUSTERS)
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow
