@@ -56,6 +56,8 @@ class Inputs(_Movable):
     """Visible tokens. int64 (B, N) each: ids, positions, modality numbers (-1: no token here); bool `valid_BN`.
 
     `pixels_B3SS`: uint8, or floats that are normalised already; the patches to take are those named by position.
+    `counts`: tokens of each modality number in the batch, where whoever made it knows them: on a GPU, asking a tensor
+    for its size makes the host wait.
     """
 
     ids_BN: torch.Tensor
@@ -63,6 +65,7 @@ class Inputs(_Movable):
     modality_BN: torch.Tensor
     valid_BN: torch.Tensor
     pixels_B3SS: torch.Tensor | None = None
+    counts: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Targets(_Movable):
     """Tokens to predict. int64 (B, M) each, bool `valid_BM`.
 
     `ids_BM`: what the decoder is given at this place: the previous id in a sequence, unused in a grid.
-    `label_BM`: the id to be predicted there.
+    `label_BM`: the id to be predicted there. `counts` as of `Inputs`.
     """
 
     ids_BM: torch.Tensor
@@ -78,6 +81,7 @@ class Targets(_Movable):
     modality_BM: torch.Tensor
     valid_BM: torch.Tensor
     label_BM: torch.Tensor
+    counts: tuple[int, ...] | None = None
 
 
 def compact(columns: dict[str, list[torch.Tensor]], valid: list[torch.Tensor], width: int) -> dict[str, torch.Tensor]:
