@@ -4,7 +4,8 @@ Tokens are kept or dropped one by one; every run of dropped tokens becomes one s
 [S_1] run [S_2] run … ended by one more sentinel (4M, after T5). A target of n ids takes
 n - 1 slots of the decoder, which is given all ids but the last and predicts all but the first.
 
-Legend: B samples, T longest text with its end marker, W = places of the target stream.
+Legend: B texts, T longest text with its end marker, W = places of the target stream, P texts that are drawn again,
+A attempts.
 """
 # ruff: noqa: N815  (tensors carry shape suffixes, as fields too)
 
@@ -16,7 +17,9 @@ import torch
 
 from fourmill.model.config import EOS, FIRST_SENTINEL
 
-_DECAY, _TRIES = 0.9, 50  # 4M lowers the keep probability by a tenth until the input fits; 0.9^50 = 0.5 %, then 0
+# 4M lowers the keep probability by a tenth until the input fits: 0.9^50 = 0.5 %, then nothing is kept. Nearly half of
+# 4M's texts fit at once; the others get their next attempts together, as a pass costs more than its numbers.
+_DECAY, _ATTEMPTS = 0.9, (1, 7, 42)
 
 
 @dataclass(frozen=True)
@@ -40,30 +43,59 @@ def with_end(ids_BT: torch.Tensor, length_B: torch.Tensor, longest: int) -> tupl
 
 
 def draw_drops(
-    length_B: torch.Tensor, budget_B: torch.Tensor, width: int, most_runs: int, generator: torch.Generator
+    length_B: torch.Tensor,
+    budget_B: torch.Tensor,
+    keep_B: torch.Tensor,
+    width: int,
+    most_runs: int,
+    generator: torch.Generator,
+    chunk_B: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Which tokens to drop, bool (B, width): keep probability uniform in 0..1 for each text, lowered and drawn again
-    until the input, with its sentinels, is within the budget. A budget of 0 drops everything."""
-    device = length_B.device
-    keep_B1 = torch.rand(len(length_B), 1, generator=generator, device=device) * (budget_B > 0)[:, None]
-    dropped_BT = torch.ones(len(length_B), width, dtype=torch.bool, device=device)
-    redo_B1 = torch.ones_like(keep_B1, dtype=torch.bool)
-    for attempt in range(_TRIES + 1):
-        drawn_BT = torch.rand(dropped_BT.shape, generator=generator, device=device) >= keep_B1 * (attempt < _TRIES)
-        dropped_BT = torch.where(redo_B1, limit_runs(drawn_BT, length_B, most_runs), dropped_BT)
-        size_B = _valid(dropped_BT, length_B).sum(1) - dropped_BT.sum(1) + _starts(dropped_BT).sum(1)
-        redo_B1 = ((size_B > budget_B) & (budget_B > 0))[:, None]
-        if not redo_B1.any():
+    """Which tokens to drop, bool (B, width): each is kept with its text's probability `keep_B`, which is lowered and
+    all tokens drawn again until the input, with its sentinels, is within the budget. A budget of 0 drops everything.
+
+    `chunk_B`: tokens that are kept or dropped together.
+    """
+    dropped_BT = torch.arange(width, device=length_B.device) < length_B[:, None]
+    again_P = ((budget_B > 0) & (length_B > 0)).nonzero()[:, 0]
+    done = 0
+    for attempts in _ATTEMPTS:
+        lower_A = _DECAY ** torch.arange(done, done + attempts, device=length_B.device)
+        keep_PA1 = (keep_B[again_P, None] * lower_A)[..., None]
+        drawn_PAT = _draw(width, generator, keep_PA1, None if chunk_B is None else chunk_B[again_P])
+        drawn_PAT = limit_runs(drawn_PAT, length_B[again_P, None], most_runs)
+        size_PA = length_B[again_P, None] - drawn_PAT.sum(2) + _starts(drawn_PAT).sum(2)
+        fits_PA = size_PA <= budget_B[again_P, None]
+        fits_P, first_P = fits_PA.any(1), fits_PA.int().argmax(1)
+        chosen_PT = drawn_PAT[torch.arange(len(again_P), device=again_P.device), first_P]
+        dropped_BT[again_P[fits_P]] = chosen_PT[fits_P]
+        again_P, done = again_P[~fits_P], done + attempts
+        if not len(again_P):
             break
-        keep_B1 = torch.where(redo_B1, keep_B1 * _DECAY, keep_B1)
     return dropped_BT
 
 
+def _draw(width: int, generator: torch.Generator, keep_PA1: torch.Tensor, chunk_P: torch.Tensor | None) -> torch.Tensor:
+    """Drops before any bound, bool (P, A, width)."""
+    noise_PAT = torch.rand((*keep_PA1.shape[:2], width), generator=generator, device=keep_PA1.device)
+    if chunk_P is not None:
+        chunk_PT = torch.arange(width, device=chunk_P.device) // chunk_P[:, None]
+        noise_PAT = noise_PAT.gather(2, chunk_PT[:, None].expand_as(noise_PAT))
+    return noise_PAT >= keep_PA1
+
+
 def limit_runs(dropped_BT: torch.Tensor, length_B: torch.Tensor, most_runs: int) -> torch.Tensor:
-    """The drops within the text; where there are more runs than sentinels, the last one runs to the end."""
-    dropped_BT = dropped_BT & _valid(dropped_BT, length_B)
-    last_BT = _starts(dropped_BT).cumsum(1) >= most_runs
-    return dropped_BT | (last_BT & _valid(dropped_BT, length_B))
+    """The drops within the text; where there are more runs than sentinels, the last one runs to the end.
+
+    (…, T) and (…).
+    """
+    width = dropped_BT.shape[-1]
+    valid_BT = torch.arange(width, device=length_B.device) < length_B[..., None]
+    dropped_BT = dropped_BT & valid_BT
+    if (width + 1) // 2 <= most_runs:  # so many runs do not fit
+        return dropped_BT
+    last_BT = _starts(dropped_BT).cumsum(-1) >= most_runs
+    return dropped_BT | (last_BT & valid_BT)
 
 
 def mask_spans(ids_BT: torch.Tensor, length_B: torch.Tensor, dropped_BT: torch.Tensor, hidden_B: torch.Tensor) -> Spans:
@@ -76,19 +108,19 @@ def mask_spans(ids_BT: torch.Tensor, length_B: torch.Tensor, dropped_BT: torch.T
     run_BT = start_BT.cumsum(1)
     sentinel_BT = FIRST_SENTINEL + run_BT  # [S_1] for the first run
 
-    kept_BT = _valid(dropped_BT, length_B) & ~dropped_BT
-    shown_BT = (kept_BT | start_BT) & ~hidden_B[:, None]
-    input_BT = _place(torch.where(start_BT, sentinel_BT, ids_BT), shown_BT, shown_BT.cumsum(1) - 1, width)
+    valid_BT = torch.arange(width, device=length_B.device) < length_B[:, None]
+    shown_BT = ((valid_BT & ~dropped_BT) | start_BT) & ~hidden_B[:, None]
+    shown_before_BT = shown_BT.cumsum(1)
+    input_BT = _place(torch.where(start_BT, sentinel_BT, ids_BT), shown_BT, shown_before_BT - 1, width)
 
-    before_BT = dropped_BT.cumsum(1) - dropped_BT.long()
-    runs_B, slots_B = run_BT[:, -1], dropped_BT.sum(1) + run_BT[:, -1]
+    slot_BT = dropped_BT.cumsum(1) + run_BT - 1  # of each dropped token; a run's sentinel stands one before its first
+    runs_B, slots_B = run_BT[:, -1], slot_BT[:, -1] + 1
     most = width + (width + 1) // 2 + 1
-    tokens_BW = _place(ids_BT, dropped_BT, before_BT + run_BT, most)
-    marks_BW = _place(sentinel_BT, start_BT, before_BT + run_BT - 1, most)
-    end_BW = torch.arange(most, device=ids_BT.device) == slots_B[:, None]
-    ended_BW = end_BW * (length_B > 0)[:, None] * (FIRST_SENTINEL + 1 + runs_B)[:, None]
-    run_slot_BR = _place(before_BT + run_BT - 1, start_BT, run_BT - 1, (width + 1) // 2)
-    return Spans(input_BT, shown_BT.sum(1), tokens_BW + marks_BW + ended_BW, slots_B, run_slot_BR, runs_B)
+    target_BW = _place(ids_BT, dropped_BT, slot_BT, most)
+    target_BW += _place(sentinel_BT, start_BT, slot_BT - 1, most)
+    target_BW.scatter_(1, slots_B[:, None], ((length_B > 0) * (FIRST_SENTINEL + 1 + runs_B))[:, None])
+    run_slot_BR = _place(slot_BT - 1, start_BT, run_BT - 1, (width + 1) // 2)
+    return Spans(input_BT, shown_before_BT[:, -1], target_BW, slots_B, run_slot_BR, runs_B)
 
 
 def cut_targets(spans: Spans, budget_B: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,13 +141,9 @@ def cut_targets(spans: Spans, budget_B: torch.Tensor, generator: torch.Generator
     return start_B, torch.minimum(spans.slots_B - start_B, budget_B)
 
 
-def _valid(like_BT: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
-    return torch.arange(like_BT.shape[1], device=like_BT.device) < length_B[:, None]
-
-
 def _starts(dropped_BT: torch.Tensor) -> torch.Tensor:
-    """True at the first token of each run."""
-    before_BT = torch.nn.functional.pad(dropped_BT, (1, 0))[:, :-1]
+    """True at the first token of each run; (…, T)."""
+    before_BT = torch.nn.functional.pad(dropped_BT, (1, 0))[..., :-1]
     return dropped_BT & ~before_BT
 
 

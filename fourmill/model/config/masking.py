@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -36,6 +37,32 @@ class Mixture(Section):
         return self
 
 
+class ModalityMasking(Section):
+    """Bounds of one modality's budgets, and how its texts are masked."""
+
+    min_input: int = Field(default=0, ge=0)
+    """Fewest visible tokens in a sample that has the modality and whose mixture gives it a share."""
+    max_input: int | None = Field(default=None, ge=0)
+    """Most visible tokens; None: as many as there are."""
+    min_target: int = Field(default=0, ge=0)
+    """The same for targets."""
+    max_target: int | None = Field(default=None, ge=0)
+    """The same for targets."""
+    keep: Literal["random", "all", "none", "binary"] = "random"
+    """Texts: the probability with which each token is shown before the budget lowers it: drawn uniformly from 0 to 1
+    for each text, 1, 0, or one of the two. Grids show whatever their budget allows."""
+    chunk: int = Field(default=1, ge=1)
+    """Texts: tokens that are shown or hidden together; metadata is pairs of type and value: 2."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ModalityMasking:
+        for side in ("input", "target"):
+            least, most = getattr(self, f"min_{side}"), getattr(self, f"max_{side}")
+            if most is not None and least > most:
+                raise ValueError(f"min_{side} {least} is above max_{side} {most}")
+        return self
+
+
 class MaskingConfig(Section):
     """Which tokens a sample shows and which it asks for."""
 
@@ -49,6 +76,8 @@ class MaskingConfig(Section):
     """The same for targets."""
     mixtures: tuple[Mixture, ...] = Field(default=(Mixture(),), min_length=1)
     """One is drawn for each sample, by weight, among those with an input and a target that the sample has."""
+    modalities: dict[str, ModalityMasking] = Field(default_factory=dict)
+    """Bounds and schemes of the modalities that have their own."""
     num_sentinels: int = Field(default=200, ge=3)
     """Sentinels [S_0], [S_1], … of the text vocabulary, ids 4 and up. [S_0] is never used, as in 4M."""
 
@@ -58,6 +87,9 @@ class MaskingConfig(Section):
             least, most = getattr(self, low), getattr(self, high)
             if least is not None and least > most:
                 raise ValueError(f"{low} {least} is above {high} {most}")
+        for side, most in (("input", self.num_input_tokens), ("target", self.num_target_tokens)):
+            if (least := sum(getattr(m, f"min_{side}") for m in self.modalities.values())) > most:
+                raise ValueError(f"min_{side} of all modalities is {least} together; num_{side}_tokens is {most}")
         return self
 
     def check(self, domains_in: Sequence[str], domains_out: Sequence[str]) -> None:
@@ -69,3 +101,7 @@ class MaskingConfig(Section):
                 for name in alphas:
                     if name not in known:
                         raise ValueError(f"{side}_alphas: {unknown('modality', name, list(known))}")
+        known = list(dict.fromkeys((*domains_in, *domains_out)))
+        for name in self.modalities:
+            if name not in known:
+                raise ValueError(f"masking.modalities: {unknown('modality', name, known)}")
