@@ -227,7 +227,10 @@ class Masker:
         first_BN = columns.first_2D[0][slots.modality_BW]
         position_BN = columns.order_BC.gather(1, first_BN + slots.rank_BW).long()
         ids_BN = columns.ids_BC.gather(1, first_BN + position_BN).long()
-        return Inputs(*slots.filled(ids_BN, position_BN), slots.valid_BW, batch.pixels, _counts(shown_BD))
+        ids_BN, position_BN, modality_BN = slots.filled(ids_BN, position_BN)
+        return Inputs(
+            ids_BN, position_BN, modality_BN, slots.valid_BW, pixels_B3SS=batch.pixels, counts=_counts(shown_BD)
+        )
 
     def _targets(self, columns: _Columns, start_BD: torch.Tensor, asked_BD: torch.Tensor, k: _Constants) -> Targets:
         """A cell of a grid is asked for as such; in a text each id is given and the next one asked for."""
@@ -239,7 +242,8 @@ class Masker:
         given_BM = columns.ids_BC.gather(1, first_BM + place_BM).long() * text_BM
         label_BM = columns.ids_BC.gather(1, first_BM + place_BM + text_BM).long() * slots.valid_BW
         position_BM = torch.where(text_BM, slots.rank_BW, place_BM)
-        return Targets(*slots.filled(given_BM, position_BM), slots.valid_BW, label_BM, _counts(asked_BD))
+        given_BM, position_BM, modality_BM = slots.filled(given_BM, position_BM)
+        return Targets(given_BM, position_BM, modality_BM, slots.valid_BW, label_BM, counts=_counts(asked_BD))
 
 
 @dataclass(frozen=True)
@@ -257,6 +261,9 @@ class _Columns:
 
 def _as_they_are(text_BT: torch.Tensor) -> torch.Tensor:
     return torch.arange(text_BT.shape[1], dtype=torch.int32, device=text_BT.device).expand_as(text_BT)
+
+
+_Row = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -277,7 +284,9 @@ class _Slots:
         rank_BW = (place_BW - (end_BD - count_BD).gather(1, modality_BW)) * valid_BW
         return cls(modality_BW, rank_BW, valid_BW)
 
-    def filled(self, ids_BW: torch.Tensor, position_BW: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def filled(
+        self, ids_BW: torch.Tensor, position_BW: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Ids, positions and modality numbers; 0, 0 and -1 at empty places."""
         return ids_BW * self.valid_BW, position_BW * self.valid_BW, self.modality_BW.where(self.valid_BW, -1)
 
