@@ -5,6 +5,8 @@ Legend: B samples, D modalities, T longest text, W places of the target stream.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,8 @@ import torch
 from fourmill.model.batch import RawBatch
 from fourmill.model.budgets import fill, log_dirichlet
 from fourmill.model.config import Architecture, MaskingConfig, Mixture, ModalityInfo
-from fourmill.model.masking import Masker
+from fourmill.model.config.masking import ModalityMasking
+from fourmill.model.masking import Masker, random_order
 from fourmill.model.spans import Spans, cut_targets, draw_drops, limit_runs, mask_spans, with_end
 
 EOS, S1, S2, S3, S4 = 3, 5, 6, 7, 8
@@ -209,7 +212,7 @@ def raw(count: int, seed: int = 0, absent: dict[str, list[int]] | None = None) -
     return RawBatch([str(i) for i in range(count)], tokens, lengths, present, pixels, {})
 
 
-def config(*mixtures: Mixture, inputs: int = 20, targets: int = 24, **more: int) -> MaskingConfig:
+def config(*mixtures: Mixture, inputs: int = 20, targets: int = 24, **more: Any) -> MaskingConfig:
     return MaskingConfig(num_input_tokens=inputs, num_target_tokens=targets, mixtures=mixtures, **more)
 
 
@@ -297,3 +300,105 @@ def test_alpha_of_an_unknown_modality_is_refused_with_the_nearest_name() -> None
     bad = config(Mixture(target_alphas={"tok_dpeth": 1.0}))
     with pytest.raises(ValueError, match="target_alphas: unknown modality 'tok_dpeth'; did you mean 'tok_depth'"):
         Masker(architecture(), bad)
+
+
+def test_modality_that_is_no_input_or_no_target_is_never_there() -> None:
+    inputs, targets = Masker(architecture(), config(Mixture(), inputs=60, targets=60))(raw(50), seeded())
+    assert set(targets.modality_BM.unique().tolist()) == {-1, 1, 2, 3, 4}, "raw pixels are no target"
+    assert set(inputs.modality_BN.unique().tolist()) == {-1, 0, 1, 2, 3, 4}
+
+
+def test_bounds_of_a_modality_hold_on_both_sides() -> None:
+    own = {
+        "tok_rgb": ModalityMasking(min_input=3, max_input=5, min_target=2, max_target=4),
+        "tok_det": ModalityMasking(max_input=0, max_target=2),
+    }
+    settings = config(Mixture(input_default=0.1, target_default=0.1), modalities=own)
+    inputs, targets = Masker(architecture(), settings)(raw(400), seeded())
+    shown, asked = ((m == 1).sum(1) for m in (inputs.modality_BN, targets.modality_BM))
+    assert (int(shown.min()), int(shown.max())) == (3, 5)
+    assert (int(asked.min()), int(asked.max())) == (2, 4)
+    assert not (inputs.modality_BN == 4).any()
+    assert int((targets.modality_BM == 4).sum(1).max()) == 2
+
+
+def test_minimum_is_for_samples_whose_mixture_has_the_modality() -> None:
+    own = {"tok_rgb": ModalityMasking(min_input=3)}
+    mixture = Mixture(input_alphas={"tok_rgb": 0})
+    inputs, _ = Masker(architecture(), config(mixture, modalities=own))(raw(50), seeded())
+    assert not (inputs.modality_BN == 1).any()
+
+
+def test_minima_beyond_the_budget_are_refused() -> None:
+    own = {"tok_rgb": ModalityMasking(min_input=15), "tok_depth": ModalityMasking(min_input=6)}
+    with pytest.raises(ValueError, match="min_input of all modalities is 21 together; num_input_tokens is 20"):
+        config(Mixture(), inputs=20, modalities=own)
+    with pytest.raises(ValueError, match="min_target 5 is above max_target 4"):
+        ModalityMasking(min_target=5, max_target=4)
+    with pytest.raises(ValueError, match="unknown modality 'tok_rbg'; did you mean 'tok_rgb'"):
+        Masker(architecture(), config(Mixture(), modalities={"tok_rbg": ModalityMasking()}))
+
+
+@pytest.mark.parametrize(
+    ("keep", "shown"), [("all", {True}), ("none", {False}), ("binary", {True, False}), ("random", None)]
+)
+def test_keep_scheme_says_how_much_of_a_text_is_shown_where_it_fits(keep: str, shown: set[bool] | None) -> None:
+    settings = config(Mixture(), inputs=200, targets=200, modalities={"tok_caption": ModalityMasking(keep=keep)})
+    inputs, _ = Masker(architecture(), settings)(raw(300), seeded())
+    whole = set()
+    for row in range(300):
+        words = inputs.ids_BN[row][inputs.modality_BN[row] == 3]
+        kept, hidden = (words >= 100) | (words == EOS), (words >= 5) & (words < 100)
+        whole.add(True if not hidden.any() else False if not kept.any() else None)
+    assert whole == shown if shown else None in whole
+
+
+def test_chunks_are_shown_or_hidden_together() -> None:
+    def torn_pairs(**more: Any) -> int:
+        batch = raw(300)
+        inputs, _ = Masker(architecture(), config(Mixture(), inputs=200, targets=200, **more))(batch, seeded())
+        torn = 0
+        for row, length in enumerate(batch.lengths["tok_caption"].tolist()):
+            words = set(inputs.ids_BN[row][inputs.modality_BN[row] == 3].tolist())
+            torn += sum((100 + i in words) != (101 + i in words) for i in range(0, min(length, 12) - 1, 2))
+        return torn
+
+    assert torn_pairs(modalities={"tok_caption": ModalityMasking(chunk=2)}) == 0
+    assert torn_pairs() > 100
+
+
+def test_order_of_cells_is_uniform() -> None:
+    order = random_order(torch.empty(60_000, 4, dtype=torch.int32), seeded())
+    assert (order.sort(1).values == torch.arange(4)).all()
+    _, counts = torch.unique(order, dim=0, return_counts=True)
+    assert len(counts) == 24
+    assert float(((counts - 2500.0) ** 2 / 2500).sum()) < 50.0  # chi-square, 23 degrees: 49.7 at one in a thousand
+
+
+def plain_masks(rng: np.random.Generator, sizes: dict[str, int], budget: int) -> dict[str, int]:
+    """Tokens that one sample shows of each modality, by a loop: whole budgets, what is too much goes to the others."""
+    shares = dict(zip(sizes, rng.dirichlet([0.5] * len(sizes)), strict=True))
+    shown = dict.fromkeys(sizes, 0)
+    while budget > sum(shown.values()):
+        room = [n for n in sizes if shown[n] < sizes[n]]
+        if not room:
+            break
+        weight = np.array([shares[n] for n in room])
+        shown[room[rng.choice(len(room), p=weight / weight.sum())]] += 1
+    return shown
+
+
+def test_budgets_are_distributed_as_a_loop_over_samples_and_tokens_distributes_them() -> None:
+    """The loop draws every token's modality by itself, so that only means are equal, not the rounding's variance."""
+    rng = np.random.default_rng(4)
+    sizes = {"rgb": 16, "tok_rgb": 16, "tok_depth": 16}
+    mixture = Mixture(input_alphas={"tok_caption": 0, "tok_det": 0})
+    plain = np.array([list(plain_masks(rng, sizes, 24).values()) for _ in range(4000)])
+    inputs, _ = Masker(architecture(), config(mixture, inputs=24))(raw(4000), seeded(5))
+    ours = np.array([(inputs.modality_BN == d).sum(1).numpy() for d in range(3)]).T
+    assert (plain.sum(1) == 24).all()
+    assert (ours.sum(1) == 24).all()
+    error = np.sqrt((plain.var(0) + ours.var(0)) / 4000)
+    assert (np.abs(plain.mean(0) - ours.mean(0)) < 4.5 * error).all()
+    for share in (0.1, 0.25, 0.5, 0.75, 0.9):  # the whole distribution, not only its mean
+        assert np.abs(np.quantile(plain, share, axis=0) - np.quantile(ours, share, axis=0)).max() <= 1

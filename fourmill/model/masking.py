@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
 
-import numpy as np
 import torch
 
 from fourmill.model.batch import Inputs, RawBatch, Targets
@@ -47,14 +46,14 @@ def random_order(out: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Constants:
-    """What the configuration says of the D modalities, on one device; X counts those that are texts."""
+    """What the configuration says of the D modalities, on one device; X counts those that are texts, E one more."""
 
     weight_K: torch.Tensor
     alpha_2KD: torch.Tensor
     least_2D: torch.Tensor
     most_2D: torch.Tensor
     tokens_D: torch.Tensor
-    is_text_D: torch.Tensor
+    is_text_E: torch.Tensor
     text_X: torch.Tensor
     chunk_X: torch.Tensor
 
@@ -109,7 +108,7 @@ class Masker:
             least_2D=torch.tensor([[m.min_input, m.min_target] for m in self.own]).T,
             most_2D=(torch.tensor(most) * torch.tensor(sides)).T,
             tokens_D=torch.tensor([i.tokens for i in self.infos]),
-            is_text_D=torch.tensor([d in self.text for d in range(len(self.infos))]),
+            is_text_E=torch.tensor([*(d in self.text for d in range(len(self.infos))), False]),
             text_X=torch.tensor(self.text, dtype=torch.long),
             chunk_X=torch.tensor([self.own[d].chunk for d in self.text], dtype=torch.long),
         )
@@ -132,7 +131,7 @@ class Masker:
         shown_BD = share(size_BD)
         spans = self._spans(texts, k.rows(shown_BD), k, generator)
         used_BD = k.with_texts(shown_BD, spans.input_len_B)
-        shown_BD = share(torch.where(k.is_text_D, used_BD, size_BD), used_BD)
+        shown_BD = share(torch.where(k.is_text_E[:-1], used_BD, size_BD), used_BD)
 
         share = self._share(1, mixture_B, (c.min_target_tokens, c.num_target_tokens), k, generator)
         slots_R = torch.minimum(spans.slots_B, k.tokens_D[k.text_X].repeat_interleave(count))
@@ -140,7 +139,7 @@ class Masker:
         asked_BD = share(left_BD)
         start_R, count_R = cut_targets(spans, k.rows(asked_BD), generator)
         used_BD = k.with_texts(asked_BD, count_R)
-        asked_BD = share(torch.where(k.is_text_D, used_BD, left_BD), used_BD)
+        asked_BD = share(torch.where(k.is_text_E[:-1], used_BD, left_BD), used_BD)
 
         columns = self._columns(batch, spans, generator)
         start_BD = k.with_texts(shown_BD, start_R)  # where targets begin: after what is shown, or at a sentinel
@@ -214,8 +213,10 @@ class Masker:
             for d, (name, info) in enumerate(zip(self.names, self.infos, strict=True))
         ]
         starts = list(accumulate((b.shape[1] for b in (*blocks, *asked)), initial=0))
-        ids_BC = torch.empty(count, starts[-1], dtype=torch.int32, device=none.device)
+        empty = max(self.config.num_input_tokens, self.config.num_target_tokens)
+        ids_BC = torch.empty(count, starts[-1] + empty, dtype=torch.int32, device=none.device)
         order_BC = torch.empty_like(ids_BC)
+        ids_BC[:, starts[-1] :] = order_BC[:, starts[-1] :] = 0
         place_C = torch.arange(max(b.shape[1] for b in (*blocks, *asked)), dtype=torch.int32, device=none.device)
         for d, (block, start) in enumerate(zip((*blocks, *asked), starts, strict=False)):
             columns = slice(start, start + block.shape[1])
@@ -226,72 +227,69 @@ class Masker:
                 random_order(order_BC[:, columns], generator)
         first = starts[: len(blocks)]
         behind = dict(zip(self.text, starts[len(blocks) :], strict=False))
-        first_2D = torch.tensor([first, [behind.get(d, start) for d, start in enumerate(first)]])
-        return _Columns(ids_BC, order_BC, first_2D.to(none.device, non_blocking=True))
+        asked_first = [behind.get(d, start) for d, start in enumerate(first)]
+        first_2E = torch.tensor([[*first, starts[-1]], [*asked_first, starts[-1]]])
+        return _Columns(ids_BC, order_BC, first_2E.to(none.device, non_blocking=True))
 
     def _inputs(self, batch: RawBatch, columns: _Columns, shown_BD: torch.Tensor) -> Inputs:
         slots = _Slots.of(shown_BD, self.config.num_input_tokens)
-        first_BN = columns.first_2D[0][slots.modality_BW]
+        first_BN = slots.of_modality(columns.first_2E[0])
         position_BN = columns.order_BC.gather(1, first_BN + slots.rank_BW).long()
         ids_BN = columns.ids_BC.gather(1, first_BN + position_BN).long()
-        ids_BN, position_BN, modality_BN = slots.filled(ids_BN, position_BN)
-        return Inputs(
-            ids_BN, position_BN, modality_BN, slots.valid_BW, pixels_B3SS=batch.pixels, counts=_counts(shown_BD)
-        )
+        modality_BN, valid_BN = slots.modality_and_valid()
+        return Inputs(ids_BN, position_BN, modality_BN, valid_BN, pixels_B3SS=batch.pixels, counts=_counts(shown_BD))
 
     def _targets(self, columns: _Columns, start_BD: torch.Tensor, asked_BD: torch.Tensor, k: _Constants) -> Targets:
         """A cell of a grid is asked for as such; in a text each id is given and the next one asked for."""
         slots = _Slots.of(asked_BD, self.config.num_target_tokens)
-        text_BM = k.is_text_D[slots.modality_BW]
-        first_BM = columns.first_2D[1][slots.modality_BW]
-        place_BM = start_BD.gather(1, slots.modality_BW) * slots.valid_BW + slots.rank_BW
-        place_BM = columns.order_BC.gather(1, first_BM + place_BM).long()
+        first_BM, text_BM = slots.of_modality(columns.first_2E[1]), slots.of_modality(k.is_text_E)
+        start_BM = torch.nn.functional.pad(start_BD, (0, 1)).gather(1, slots.number_BW)
+        place_BM = columns.order_BC.gather(1, first_BM + start_BM + slots.rank_BW).long()
         given_BM = columns.ids_BC.gather(1, first_BM + place_BM).long() * text_BM
-        label_BM = columns.ids_BC.gather(1, first_BM + place_BM + text_BM).long() * slots.valid_BW
+        label_BM = columns.ids_BC.gather(1, first_BM + place_BM + text_BM).long()
         position_BM = torch.where(text_BM, slots.rank_BW, place_BM)
-        given_BM, position_BM, modality_BM = slots.filled(given_BM, position_BM)
-        return Targets(given_BM, position_BM, modality_BM, slots.valid_BW, label_BM, counts=_counts(asked_BD))
+        modality_BM, valid_BM = slots.modality_and_valid()
+        return Targets(given_BM, position_BM, modality_BM, valid_BM, label_BM, counts=_counts(asked_BD))
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """All modalities side by side, texts once as they are shown and once as they are asked for.
+    """All modalities side by side, texts once as they are shown and once as they are asked for, and zeros at the end.
 
-    `ids_BC`, `order_BC`: int32; modality d begins at `first_2D[0, d]` as an input and at `first_2D[1, d]` as a target,
-    and its tokens are taken in the order given.
+    `ids_BC`, `order_BC`: int32; modality d begins at `first_2E[0, d]` as an input and at `first_2E[1, d]` as a target,
+    and its tokens are taken in the order given. E: D modalities, and the zeros that fill empty places.
     """
 
     ids_BC: torch.Tensor
     order_BC: torch.Tensor
-    first_2D: torch.Tensor
-
-
-_Row = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    first_2E: torch.Tensor
 
 
 @dataclass(frozen=True)
 class _Slots:
-    """Places of a dense row, filled modality by modality: which one, and which of its tokens (both 0 where empty)."""
+    """Places of a dense row, filled modality by modality: the modality's number (D where empty) and which of its tokens
+    stands there."""
 
-    modality_BW: torch.Tensor
+    number_BW: torch.Tensor
     rank_BW: torch.Tensor
-    valid_BW: torch.Tensor
+    none: int
 
     @classmethod
     def of(cls, count_BD: torch.Tensor, width: int) -> _Slots:
         end_BD = count_BD.cumsum(1)
         place_BW = torch.arange(width, device=count_BD.device).expand(len(count_BD), width)
-        modality_BW = torch.searchsorted(end_BD, place_BW.contiguous(), right=True)
-        valid_BW = modality_BW < count_BD.shape[1]
-        modality_BW = modality_BW * valid_BW
-        rank_BW = (place_BW - (end_BD - count_BD).gather(1, modality_BW)) * valid_BW
-        return cls(modality_BW, rank_BW, valid_BW)
+        number_BW = torch.searchsorted(end_BD, place_BW.contiguous(), right=True)
+        begin_BE = torch.nn.functional.pad(end_BD, (1, 0))
+        return cls(number_BW, place_BW - begin_BE.gather(1, number_BW), count_BD.shape[1])
 
-    def filled(
-        self, ids_BW: torch.Tensor, position_BW: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ids, positions and modality numbers; 0, 0 and -1 at empty places."""
-        return ids_BW * self.valid_BW, position_BW * self.valid_BW, self.modality_BW.where(self.valid_BW, -1)
+    def of_modality(self, value_E: torch.Tensor) -> torch.Tensor:
+        """At each place the value that its modality has."""
+        return value_E.expand(len(self.number_BW), -1).gather(1, self.number_BW)
+
+    def modality_and_valid(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The modality's number, -1 where empty; and where it is not."""
+        valid_BW = self.number_BW < self.none
+        return self.number_BW.where(valid_BW, -1), valid_BW
 
 
 def _counts(budget_BD: torch.Tensor) -> tuple[int, ...]:
