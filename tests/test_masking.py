@@ -402,3 +402,11 @@ def test_budgets_are_distributed_as_a_loop_over_samples_and_tokens_distributes_t
     assert (np.abs(plain.mean(0) - ours.mean(0)) < 4.5 * error).all()
     for share in (0.1, 0.25, 0.5, 0.75, 0.9):  # the whole distribution, not only its mean
         assert np.abs(np.quantile(plain, share, axis=0) - np.quantile(ours, share, axis=0)).max() <= 1
+
+
+def test_target_of_a_text_has_no_more_places_than_the_model_has_for_it() -> None:
+    # A text of 12 tokens dropped one by one has a target of 12 + 6 slots; its modality has 12 positions.
+    settings = config(Mixture(), inputs=200, targets=200)
+    _, targets = Masker(architecture(), settings)(raw(400), seeded())
+    longest = [(targets.position_BM * (targets.modality_BM == d)).max() for d in (3, 4)]
+    assert [int(p) for p in longest] == [11, 11]
