@@ -410,3 +410,20 @@ def test_target_of_a_text_has_no_more_places_than_the_model_has_for_it() -> None
     _, targets = Masker(architecture(), settings)(raw(400), seeded())
     longest = [(targets.position_BM * (targets.modality_BM == d)).max() for d in (3, 4)]
     assert [int(p) for p in longest] == [11, 11]
+
+
+def test_places_of_a_target_count_from_where_it_was_cut() -> None:
+    settings = config(Mixture(), inputs=20, targets=8)
+    _, targets = Masker(architecture(), settings)(raw(300), seeded())
+    begun_late = 0
+    for row in range(300):
+        asked = targets.modality_BM[row] == 3
+        assert targets.position_BM[row][asked].tolist() == list(range(int(asked.sum())))
+        begun_late += bool(asked.any()) and int(targets.ids_BM[row][asked][0]) > S1
+    assert begun_late > 10, "some targets begin at a later sentinel"
+
+
+def test_text_that_never_fits_its_budget_is_wholly_hidden() -> None:
+    # After 50 attempts 0.5 % of 2,000 tokens are still kept, about ten, each between runs: one place is never enough.
+    length, one = torch.full((20,), 2000), torch.ones(20, dtype=torch.long)
+    assert draw_drops(length, one, torch.ones(20), 2000, 2000, seeded()).all()
