@@ -2,6 +2,7 @@
 
 from fourmill.model.config.architecture import Architecture, ModalityInfo, ModelConfig
 from fourmill.model.config.base import EOS, FIRST_SENTINEL, PAD, PIXELS, SEQUENCE_POSITIONS, SOS, UNK
+from fourmill.model.config.data import DatasetShare, ShardCacheConfig
 from fourmill.model.config.masking import MaskingConfig, Mixture
 from fourmill.model.config.pretrain import FREE, PretrainConfig
 
@@ -15,9 +16,11 @@ __all__ = [
     "SOS",
     "UNK",
     "Architecture",
+    "DatasetShare",
     "MaskingConfig",
     "Mixture",
     "ModalityInfo",
     "ModelConfig",
     "PretrainConfig",
+    "ShardCacheConfig",
 ]
