@@ -77,7 +77,7 @@ def rebuild(
     problems = []
     for options in _candidates(name, lineage, config):
         try:
-            sized = {**_drawn_at(name, manifest), **options}
+            sized = {**drawn_at(name, manifest), **options}
             tokenizer = _opened(name, {**sized, **{_option(k): v for k, v in places.items()}})
             notes = _differences(tokenizer, lineage, chosen=bool(places))
             _check_vocabulary(tokenizer, manifest, producer, lineage)
@@ -90,7 +90,7 @@ def rebuild(
     raise problems[0]
 
 
-def _drawn_at(name: str, manifest: Manifest) -> dict[str, int]:
+def drawn_at(name: str, manifest: Manifest) -> dict[str, int]:
     """The side that masks are drawn at: that of the crops. Tokens do not depend on it, so their lineage lacks it."""
     if modality(name).source not in ("instance", "sam_instance"):
         return {}
@@ -103,7 +103,7 @@ def _candidates(name: str, lineage: Mapping[str, Any], config: Config | None) ->
     """Options of a tokenizer, the configured ones first."""
     given = dict((config.tokenizers if config else {}).get(name, {}))
     try:
-        return [given, _recorded(name, lineage)] if given else [_recorded(name, lineage)]
+        return [given, recorded(name, lineage)] if given else [recorded(name, lineage)]
     except RebuildError:
         if given:
             return [given]
@@ -131,7 +131,7 @@ def producers_of(manifest: Manifest, names: Sequence[str] | None = None) -> list
     return [(name, producer) for name in (names or have) for producer in manifest.generations(name)]
 
 
-def _recorded(name: str, lineage: Mapping[str, Any]) -> dict[str, Any]:
+def recorded(name: str, lineage: Mapping[str, Any]) -> dict[str, Any]:
     """The options in a producer's lineage, with the checkpoint that it names."""
     recorded = lineage.get("config")
     options = dict(recorded) if isinstance(recorded, Mapping) else {}
