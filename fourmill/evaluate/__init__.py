@@ -21,6 +21,8 @@ And what tokens keep of labels: `fourmill evaluate tokens`, `fourmill decode`.
 
 Invariant: nothing is left out silently. Values that are missing, quarantined, without truth or unusable are counted,
 and classes that only one side knows are listed.
+
+And what a trained model predicts: `fourmill evaluate model`, the package `model`.
 """
 
 from __future__ import annotations
