@@ -13,54 +13,17 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tiny_models import inputs_of, ml4m_batch, seeded, targets_of, tiny
 
-from fourmill.model.batch import Inputs, Targets, compact
-from fourmill.model.config import Architecture, ModalityInfo
+from fourmill.model.batch import Inputs, Targets
+from fourmill.model.config import ModalityInfo
 from fourmill.model.network import FourM, position_table
-from fourmill.model.predict import _decided as decided
 from fourmill.model.predict import predict
-from fourmill.model.weights import architecture_of, load_model, save_model
+from fourmill.model.weights import load_model, save_model, to_bytes
 from fourmill.pipeline.store import open_store
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference-data" / "ml4m"
 needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="no ml-4m reference data beside the repository")
-
-
-def tiny(**changes: object) -> Architecture:
-    """One pixel, one grid and one text modality, 32 wide, 2 + 2 blocks."""
-    fields: dict[str, object] = {
-        "dim": 32,
-        "encoder_depth": 2,
-        "decoder_depth": 2,
-        "num_heads": 2,
-        "image_size": 32,
-        "domains_in": ("rgb", "tok_depth", "tok_caption"),
-        "domains_out": ("tok_depth", "tok_caption"),
-        "modalities": {
-            "rgb": ModalityInfo(kind="pixels", tokens=4, grid=(2, 2)),
-            "tok_depth": ModalityInfo(kind="grid", vocabulary=11, tokens=9, grid=(3, 3)),
-            "tok_caption": ModalityInfo(kind="sequence", vocabulary=40, tokens=12),
-        },
-        **changes,
-    }
-    return Architecture(**fields)
-
-
-def seeded(architecture: Architecture, seed: int = 0) -> FourM:
-    torch.manual_seed(seed)
-    return FourM(architecture).eval()
-
-
-def inputs_of(rows: list[list[tuple[int, int, int]]], width: int, pixels: torch.Tensor | None = None) -> Inputs:
-    """Rows of (modality number, position, id), padded to `width`."""
-    table = torch.tensor([[*row, *[(-1, 0, 0)] * (width - len(row))] for row in rows])
-    return Inputs(table[..., 2], table[..., 1], table[..., 0], table[..., 0] >= 0, pixels)
-
-
-def targets_of(rows: list[list[tuple[int, int, int, int]]], width: int) -> Targets:
-    """Rows of (modality number, position, given id, label), padded to `width`."""
-    table = torch.tensor([[*row, *[(-1, 0, 0, 0)] * (width - len(row))] for row in rows])
-    return Targets(table[..., 2], table[..., 1], table[..., 0], table[..., 0] >= 0, table[..., 3])
 
 
 def some_batch() -> tuple[Inputs, Targets]:
@@ -75,28 +38,10 @@ def hidden(model: FourM, inputs: Inputs, targets: Targets) -> torch.Tensor:
         return model.decode(model.encode(inputs), inputs.valid_BN, targets)
 
 
-def reference_batch(model: FourM, data: dict[str, torch.Tensor]) -> tuple[Inputs, Targets]:
-    """ml-4m's per-modality tensors and masks (True is hidden) as one dense batch of ours."""
-    sides: tuple[dict[str, list[torch.Tensor]], ...] = ({}, {})
-    valid: tuple[list[torch.Tensor], ...] = ([], [])
-    for number, (name, info) in enumerate((n, model.architecture.modalities[n]) for n in model.architecture.names):
-        tensor, hide_in, hide_out = (data[f"in.{name}.{part}"] for part in ("tensor", "input_mask", "target_mask"))
-        ids = torch.zeros(hide_in.shape, dtype=torch.long) if info.kind == "pixels" else tensor.long()
-        place = torch.arange(ids.shape[1]).expand_as(ids)
-        text = info.kind == "sequence"
-        shown = {"ids": ids, "position": (~hide_in).cumsum(1) - 1 if text else place}
-        asked = {"ids": ids, "position": place, "label": ids}
-        if text:
-            given, hide_out = ids[:, :-1], hide_out[:, :-1] | hide_out[:, 1:]
-            asked = {"ids": given, "position": (~hide_out).cumsum(1) - 1, "label": ids[:, 1:]}
-        for side, columns, which in ((0, shown, ~hide_in), (1, asked, ~hide_out)):
-            if side == 0 or name in model.architecture.domains_out:
-                for key, column in {**columns, "modality": torch.full_like(columns["ids"], number)}.items():
-                    sides[side].setdefault(key, []).append(column.clamp(min=0) if key == "position" else column)
-                valid[side].append(which)
-    a, b = compact(sides[0], valid[0], 64), compact(sides[1], valid[1], 48)
-    inputs = Inputs(a["ids"], a["position"], a["modality"], a["valid"], data["in.rgb@224.tensor"])
-    return inputs, Targets(b["ids"], b["position"], b["modality"], b["valid"], b["label"])
+def nested(data: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """ml-4m's inputs by modality and part, from names such as `in.tok_rgb@224.input_mask`."""
+    parts = [(*key.split(".")[1:], value) for key, value in data.items() if key.startswith("in.")]
+    return {name: {part: value for n, part, value in parts if n == name} for name, _, _ in parts}
 
 
 @needs_reference
@@ -106,7 +51,7 @@ def test_reference_checkpoint_gives_the_logits_and_loss_of_ml4m(file: str, tmp_p
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     (tmp_path / "model.safetensors").write_bytes((folder / file).read_bytes())
     model, data = load_model(tmp_path), load_file(folder / "ref.safetensors")
-    inputs, targets = reference_batch(model, data)
+    inputs, targets = ml4m_batch(model.architecture, nested(data))
     got = hidden(model, inputs, targets)
     for name in model.architecture.domains_out:
         chosen = targets.modality_BM == model.architecture.names.index(name)
@@ -117,17 +62,6 @@ def test_reference_checkpoint_gives_the_logits_and_loss_of_ml4m(file: str, tmp_p
 
 
 @needs_reference
-@pytest.mark.parametrize("name", ["4M-7_B_CC12M", "4M-7_L_CC12M", "4M-21_B", "4M-21_L"])
-def test_published_checkpoints_have_exactly_our_keys_and_shapes(name: str) -> None:
-    published = json.loads((REFERENCE / "published_shapes" / f"{name}.json").read_text())
-    shapes = {key: tuple(shape) for key, (_, shape) in published["tensors"].items()}
-    architecture = architecture_of(published["config"], shapes)
-    with torch.device("meta"):
-        ours = {key: tuple(value.shape) for key, value in FourM(architecture).state_dict().items()}
-    without = {key: shape for key, shape in shapes.items() if ".t5_caption." not in key}  # embeddings, not tokens
-    assert ours == without
-
-
 def test_position_table_encodes_the_row_in_the_first_half() -> None:
     table = position_table(ModalityInfo(kind="grid", vocabulary=2, tokens=6, grid=(2, 3)), 8)[0]
     assert table.shape == (6, 8)
@@ -240,18 +174,53 @@ def test_saved_model_is_read_back_bit_for_bit(tmp_path: Path, changes: dict[str,
     assert torch.equal(hidden(again, inputs, targets), hidden(model, inputs, targets))
     assert len(list(again.parameters())) == len(list(model.parameters())), "sharing survives"
     header = safe_open(tmp_path / "model.safetensors", "pt").metadata()
-    assert (header["dim"], header["domains_in"]) == ("32", "['rgb', 'tok_depth', 'tok_caption']")
+    assert (header["dim"], header["domains_in"]) == ("32", "['rgb@32', 'tok_depth@48', 'caption']")
+
+
+def test_checkpoint_of_format_1_is_read(tmp_path: Path) -> None:
+    """What this project wrote first: its own part within config.json, and its own names of modalities everywhere."""
+    model, (inputs, targets) = seeded(tiny()), some_batch()
+    save_model(model, open_store(tmp_path))
+    own, config = (json.loads((tmp_path / f).read_text()) for f in ("fourmill.json", "config.json"))
+    (tmp_path / "fourmill.json").unlink()
+    tensors = {name: value.clone() for name, value in model.state_dict().items()}
+    (tmp_path / "model.safetensors").write_bytes(to_bytes(tensors, {}))
+    config |= {"domains_in": list(model.architecture.domains_in), "domains_out": list(model.architecture.domains_out)}
+    own = {"format": 1, "tie_logits": own["tie_logits"], "modalities": own["modalities"]}
+    for key in ("num_register_tokens", "decoder_causal_mask", "decoder_sep_mask"):  # were not written
+        del config[key]
+    (tmp_path / "config.json").write_text(json.dumps({**config, "fourmill": own}))
+    again = load_model(tmp_path)
+    assert again.architecture == model.architecture
+    assert torch.equal(hidden(again, inputs, targets), hidden(model, inputs, targets))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "fourmill": {**own, "format": 3}}))
+    with pytest.raises(ValueError, match="has format 3; this Fourmill reads formats 1 and 2"):
+        load_model(tmp_path)
+
+
+@needs_reference
+def test_configuration_in_the_header_alone_is_enough(tmp_path: Path) -> None:
+    file = REFERENCE / "fm_swiglu_nobias" / "model_with_metadata.safetensors"
+    (tmp_path / "model.safetensors").write_bytes(file.read_bytes())
+    (tmp_path / "model.safetensors").chmod(0o644)
+    config = json.loads((REFERENCE / "fm_swiglu_nobias" / "config.json").read_text())
+    assert load_model(tmp_path).architecture.domains_in == tuple(config["domains_in"])
+    (tmp_path / "model.safetensors").write_bytes(to_bytes({"mask_token": torch.zeros(1)}, {"dim": "32"}))
+    with pytest.raises(ValueError, match=r"no domains_in in config\.json or in the header"):
+        load_model(tmp_path)
 
 
 def test_checkpoint_that_does_not_fit_its_configuration_is_refused(tmp_path: Path) -> None:
     save_model(seeded(tiny()), open_store(tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "encoder_depth": 3}))
-    with pytest.raises(ValueError, match=r"missing \['encoder\.2\.attn\.proj\.weight'"):
-        load_model(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({**config, "qkv_bias": True}))
-    with pytest.raises(ValueError, match="qkv_bias is true"):
-        load_model(tmp_path)
+    for change, message in (
+        ({"encoder_depth": 3}, r"missing \['encoder\.2\.attn\.proj\.weight'"),
+        ({"qkv_bias": True}, r"missing \['decoder\.0\.cross_attn\.kv\.bias'"),
+        ({"gated_mlp": False}, "act_layer 'SiLU'; an MLP of this kind has 'GELU' here"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(ValueError, match=message):
+            load_model(tmp_path)
 
 
 def test_another_model_is_never_written_over_the_first(tmp_path: Path) -> None:
@@ -299,9 +268,6 @@ def test_grid_is_filled_whole_in_any_number_of_steps() -> None:
                 generator=rng,
             )
             assert got["tok_depth"].shape == (1, 9)
-    assert [decided(64, s, 4, "confident") for s in range(1, 5)] == [4, 18, 39, 64]
-    assert [decided(64, s, 4, "random") for s in range(1, 5)] == [16, 32, 48, 64]
-    assert [decided(4, s, 4, "confident") for s in range(1, 5)] == [1, 2, 3, 4]
 
 
 def test_chained_prediction_sees_what_was_predicted_before() -> None:

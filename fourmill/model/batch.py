@@ -55,17 +55,24 @@ class RawBatch(_Movable):
 class Inputs(_Movable):
     """Visible tokens. int64 (B, N) each: ids, positions, modality numbers (-1: no token here); bool `valid_BN`.
 
-    `pixels_B3SS`: uint8, or floats that are normalised already; the patches to take are those named by position.
-    `counts`: tokens of each modality number in the batch, where whoever made it knows them: on a GPU, asking a tensor
-    for its size makes the host wait.
+    `pixels_B3SS`: uint8, or floats that are normalised already, by modality where there are several sizes of pixels;
+    the patches to take are those named by position. `vectors`: by modality of embedded inputs, floats (B, T, V); the id
+    of a token is its row there. `counts`: tokens of each modality number in the batch, where whoever made it knows
+    them: on a GPU, asking a tensor for its size makes the host wait. Wrong counts give wrong results.
     """
 
     ids_BN: torch.Tensor
     position_BN: torch.Tensor
     modality_BN: torch.Tensor
     valid_BN: torch.Tensor
-    pixels_B3SS: torch.Tensor | None = None
+    pixels_B3SS: torch.Tensor | dict[str, torch.Tensor] | None = None
     counts: tuple[int, ...] | None = None
+    vectors: dict[str, torch.Tensor] | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Every place holds a token, as far as the host knows without asking the device."""
+        return self.counts is not None and sum(self.counts) == self.ids_BN.numel()
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 Mizrahi et al. 2023, arXiv 2312.06647; Bachmann et al. 2024, arXiv 2406.09406. State-dict names and shapes are those of
 the published checkpoints. Only tokens that are used are embedded, and logits are made only for the targets of each
-modality.
+modality. Where a batch brings its counts, nothing here makes a GPU's host wait. Every parameter has a gradient after
+every backward pass, zero where a batch had no use for it.
 
 Legend: B samples, N input tokens, M target tokens, D width, K tokens of one modality in the batch, V vocabulary,
-P numbers in a patch of pixels.
+P numbers in a patch of pixels, R register tokens.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from torch import nn
 from torch.nn import functional
 
 from fourmill.model.batch import Inputs, Targets
-from fourmill.model.blocks import DecoderBlock, EncoderBlock, LayerNorm, initialise
+from fourmill.model.blocks import DecoderBlock, EncoderBlock, LayerNorm, as_bias, initialise
 from fourmill.model.config import Architecture, ModalityInfo
+from fourmill.model.loss import cross_entropy
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, which 4M normalises RGB with
 PIXEL_STD = (0.229, 0.224, 0.225)
@@ -26,7 +28,7 @@ PIXEL_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Loss:
-    """`total`: mean over the modalities in the batch of their mean cross-entropy, in nats; it carries the gradient.
+    """`total`: the modalities' cross-entropies in nats, weighted and summed, float32; it carries the gradient.
 
     `sums`, `counts`: by modality, detached, over the batch's tokens; modalities without targets are left out.
     """
@@ -54,20 +56,24 @@ def position_table(info: ModalityInfo, dim: int) -> torch.Tensor:
 
 
 class Embedding(nn.Module):
-    """One modality on one side of the network: positions, the modality's own vector, and its tokens or patches."""
+    """One modality on one side of the network: positions, the modality's own vector, and what its tokens hold."""
 
     pos_emb: torch.Tensor
 
-    def __init__(self, info: ModalityInfo, dim: int, patch_size: int, output: bool) -> None:
+    def __init__(self, name: str, info: ModalityInfo, dim: int, patch_size: int, output: bool) -> None:
         super().__init__()
-        self.info, self.patch_size = info, patch_size
+        self.name, self.info, self.patch_size = name, info, patch_size
         self.mod_emb = nn.Parameter(torch.empty(1, 1, dim))
-        if info.kind == "grid" and info.grid is None:  # global tokens have no layout: positions are learned
+        if info.kind == "grid" and not info.has_layout:
             self.pos_emb = nn.Parameter(torch.empty(1, info.positions, dim))
         else:
             self.register_buffer("pos_emb", position_table(info, dim))
         if info.kind == "pixels":
             self.proj = nn.Linear(3 * patch_size**2, dim, bias=False)
+            self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN), persistent=False)
+            self.register_buffer("pixel_std", torch.tensor(PIXEL_STD), persistent=False)
+        elif info.kind == "vectors":
+            self.emb_proj = nn.Linear(info.width, dim)
         else:
             self.token_emb = nn.Embedding(info.vocabulary, dim)
         if output:
@@ -75,30 +81,40 @@ class Embedding(nn.Module):
 
     def places(self, position_K: torch.Tensor) -> torch.Tensor:
         """(K, D): where the tokens stand and of which modality they are."""
-        return self.pos_emb[0, position_K] + self.mod_emb[0]
+        return functional.embedding(position_K, self.pos_emb[0]) + self.mod_emb[0]
 
     def content(
-        self, ids_K: torch.Tensor, sample_K: torch.Tensor, position_K: torch.Tensor, pixels: torch.Tensor | None
+        self, ids_K: torch.Tensor, position_K: torch.Tensor, sample_K: torch.Tensor, inputs: Inputs
     ) -> torch.Tensor:
         """(K, D): what the tokens are."""
-        if self.info.kind != "pixels":
-            embedded: torch.Tensor = self.token_emb(ids_K)
-            return embedded
-        if pixels is None and len(ids_K):
-            raise ValueError("the inputs name patches of pixels but hold no pixels")
-        none_KP = self.proj.weight.new_zeros(0, self.proj.in_features)
-        projected: torch.Tensor = self.proj(none_KP if pixels is None else self._patches(sample_K, position_K, pixels))
-        return projected
+        out_KD: torch.Tensor
+        if self.info.kind == "pixels":
+            out_KD = self.proj(self._patches(sample_K, position_K, inputs.pixels_B3SS))
+        elif self.info.kind == "vectors":
+            vectors_BTV = (inputs.vectors or {}).get(self.name)
+            if vectors_BTV is None and len(ids_K):
+                raise ValueError(f"the inputs name tokens of {self.name!r} but hold no vectors of it")
+            none_KV = self.emb_proj.weight.new_zeros(0, self.info.width)
+            out_KD = self.emb_proj(none_KV if vectors_BTV is None else vectors_BTV[sample_K, ids_K])
+        else:
+            out_KD = self.token_emb(ids_K)
+        return out_KD
 
-    def _patches(self, sample_K: torch.Tensor, position_K: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    def _patches(
+        self, sample_K: torch.Tensor, position_K: torch.Tensor, images: torch.Tensor | dict[str, torch.Tensor] | None
+    ) -> torch.Tensor:
         """(K, P): the patches asked for, in the order row, column, channel; bytes are normalised, floats are so."""
+        pixels = images.get(self.name) if isinstance(images, dict) else images
+        if pixels is None and len(sample_K):
+            raise ValueError("the inputs name patches of pixels but hold no pixels")
+        if pixels is None:
+            return self.proj.weight.new_zeros(0, self.proj.in_features)
         assert self.info.grid is not None
         side, columns = self.patch_size, self.info.grid[1]
         tiles = pixels.unflatten(3, (columns, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 3, 5, 1)
         patches = tiles[sample_K, position_K // columns, position_K % columns]
         if not patches.is_floating_point():
-            mean, std = (torch.tensor(v, device=pixels.device) for v in (PIXEL_MEAN, PIXEL_STD))
-            patches = (patches.float() / 255 - mean) / std
+            patches = (patches.float() / 255 - self.pixel_mean) / self.pixel_std
         return patches.flatten(1)
 
 
@@ -108,27 +124,30 @@ class FourM(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         a = self.architecture = architecture
-        shape = (a.dim, a.num_heads, a.mlp_ratio, a.gated_mlp, a.qk_norm)
         self.encoder_embeddings = nn.ModuleDict(
-            {n: Embedding(a.modalities[n], a.dim, a.patch_size, output=False) for n in a.domains_in}
+            {n: Embedding(n, a.modalities[n], a.dim, a.patch_size, output=False) for n in a.domains_in}
         )
         self.decoder_embeddings = nn.ModuleDict(
-            {n: Embedding(a.modalities[n], a.dim, a.patch_size, output=True) for n in a.domains_out}
+            {n: Embedding(n, a.modalities[n], a.dim, a.patch_size, output=True) for n in a.domains_out}
         )
         self.mask_token = nn.Parameter(torch.empty(1, 1, a.dim))
-        self.encoder = nn.ModuleList([EncoderBlock(*shape) for _ in range(a.encoder_depth)])
-        self.encoder_norm = LayerNorm(a.dim)
+        if a.num_register_tokens:
+            self.register_tokens = nn.Parameter(torch.empty(1, a.num_register_tokens, a.dim))
+        self.encoder = nn.ModuleList([EncoderBlock(a) for _ in range(a.encoder_depth)])
+        self.encoder_norm = LayerNorm(a.dim, a.norm_bias)
         self.decoder_proj_context = nn.Linear(a.dim, a.dim)
-        self.decoder = nn.ModuleList([DecoderBlock(*shape) for _ in range(a.decoder_depth)])
-        self.decoder_norm = LayerNorm(a.dim)
-        self._is_text = [a.modalities[n].kind == "sequence" for n in a.names]
+        self.decoder = nn.ModuleList([DecoderBlock(a) for _ in range(a.decoder_depth)])
+        self.decoder_norm = LayerNorm(a.dim, a.norm_bias)
+        is_grid = [a.modalities[n].kind == "grid" and not a.decoder_causal_mask for n in a.names]
+        self.register_buffer("sees_later", torch.tensor([*is_grid, False]), persistent=False)  # -1 takes the last
         self._initialise()
         self._share()
 
     def _initialise(self) -> None:
         initialise(self)
+        drawn = ("mask_token", "register_tokens", "mod_emb", "pos_emb", "token_emb.weight", "to_logits.weight")
         for name, parameter in self.named_parameters():
-            if name == "mask_token" or name.endswith(("mod_emb", "pos_emb", "token_emb.weight", "to_logits.weight")):
+            if name.endswith(drawn):
                 nn.init.normal_(parameter, std=0.02)
 
     def _share(self) -> None:
@@ -139,53 +158,65 @@ class FourM(nn.Module):
             if name in self.encoder_embeddings and self.architecture.share_modality_embeddings:
                 self.encoder_embeddings[name].mod_emb = output.mod_emb
 
-    def forward(self, inputs: Inputs, targets: Targets) -> Loss:
-        """The training loss. Raises nothing on a batch without targets; its loss is 0."""
-        hidden_BMD = self.decode(self.encode(inputs), inputs.valid_BN, targets)
-        losses, sums, counts = [], {}, {}
-        for name in self.architecture.domains_out:
-            chosen_BM = self._chosen(targets.modality_BM, name)
-            if count := int(chosen_BM.sum()):
-                logits_KV = self.logits(hidden_BMD[chosen_BM], name)
-                losses.append(functional.cross_entropy(logits_KV.float(), targets.label_BM[chosen_BM]))
-                sums[name], counts[name] = losses[-1].detach() * count, count
-        total = torch.stack(losses).mean() if losses else hidden_BMD.sum() * 0.0
-        return Loss(total, sums, counts)
+    def forward(self, inputs: Inputs, targets: Targets, weights: torch.Tensor | None = None) -> Loss:
+        """The training loss: the sum over `domains_out` of weight · summed cross-entropy of the modality.
+
+        `weights`: float32, one for each of `domains_out`, on the model's device; None: the mean over the modalities
+        that the batch asks for of their mean cross-entropy. Raises nothing on a batch without targets; its loss is 0.
+        """
+        hidden_BMD = self.decode(self.encode(inputs), None if inputs.is_full else inputs.valid_BN, targets)
+        names = self.architecture.domains_out
+        rows = self._rows(targets.modality_BM, targets.counts)
+        present = sum(len(rows[n]) > 0 for n in names)
+        total, sums = hidden_BMD.new_zeros((), dtype=torch.float32), {}
+        for number, name in enumerate(names):
+            index_K = rows[name]
+            hidden_KD = hidden_BMD.flatten(0, 1).index_select(0, index_K)
+            label_K = targets.label_BM.flatten()[index_K]
+            nats = cross_entropy(hidden_KD, self.decoder_embeddings[name].to_logits.weight, label_K)
+            total = total + nats * (1 / max(present * len(index_K), 1) if weights is None else weights[number])
+            sums[name] = nats.detach()
+        counts = {n: len(rows[n]) for n in names if len(rows[n])}
+        return Loss(total, {n: sums[n] for n in counts}, counts)
 
     def encode(self, inputs: Inputs) -> torch.Tensor:
-        """Context (B, N, D) for the decoder."""
-        shape = inputs.ids_BN.shape
+        """Context (B, R + N, D) for the decoder; register tokens stand first."""
+        shape, rows = inputs.ids_BN.shape, self._rows(inputs.modality_BN, inputs.counts)
         places, contents, flat = [], [], []
         for name in self.architecture.domains_in:
-            index_K = self._chosen(inputs.modality_BN, name).flatten().nonzero()[:, 0]
-            embedding = self.encoder_embeddings[name]
-            position_K = inputs.position_BN.flatten()[index_K]
-            ids_K, sample_K = inputs.ids_BN.flatten()[index_K], index_K // shape[1]
+            embedding, index_K = self.encoder_embeddings[name], rows[name]
+            ids_K, position_K = inputs.ids_BN.flatten()[index_K], inputs.position_BN.flatten()[index_K]
             flat.append(index_K)
             places.append(embedding.places(position_K))
-            contents.append(embedding.content(ids_K, sample_K, position_K, inputs.pixels_B3SS))
+            contents.append(embedding.content(ids_K, position_K, index_K // shape[1], inputs))
         where_BND = _scatter(flat, places, shape)
         x_BND = where_BND + _scatter(flat, contents, shape)
-        mask = _visible(inputs.valid_BN)
+        if registers := self.architecture.num_register_tokens:
+            x_BND = torch.cat([self.register_tokens.expand(len(x_BND), -1, -1), x_BND], 1)
+            where_BND = functional.pad(where_BND, (0, 0, registers, 0))
+        mask = as_bias(self._visible(None if inputs.is_full else inputs.valid_BN), x_BND)
         for block in self.encoder:
             x_BND = block(x_BND, mask)
         context_BND: torch.Tensor = self.decoder_proj_context(self.encoder_norm(x_BND)) + where_BND
         return context_BND
 
-    def decode(self, context_BND: torch.Tensor, valid_BN: torch.Tensor, targets: Targets) -> torch.Tensor:
-        """Normalised hidden states (B, M, D), of which `logits` makes the predictions."""
-        shape = targets.ids_BM.shape
-        queries, flat = [], []
+    def decode(self, context_BND: torch.Tensor, valid_BN: torch.Tensor | None, targets: Targets) -> torch.Tensor:
+        """Normalised hidden states (B, M, D), of which `logits` makes the predictions.
+
+        `valid_BN`: which inputs there are, without register tokens; None: all.
+        """
+        shape, rows = targets.ids_BM.shape, self._rows(targets.modality_BM, targets.counts)
+        queries, flat, unused = [], [], [self.mask_token[0, :0]]  # unused parameters are in the graph too
         for name in self.architecture.domains_out:
-            index_K = self._chosen(targets.modality_BM, name).flatten().nonzero()[:, 0]
-            embedding = self.decoder_embeddings[name]
+            embedding, index_K = self.decoder_embeddings[name], rows[name]
             places_KD = embedding.places(targets.position_BM.flatten()[index_K])
-            text = self.architecture.modalities[name].kind == "sequence"
-            known = embedding.token_emb(targets.ids_BM.flatten()[index_K]) if text else self.mask_token[0]
+            ids_K, text = targets.ids_BM.flatten()[index_K], self.architecture.modalities[name].kind == "sequence"
             flat.append(index_K)
-            queries.append(places_KD + known)
-        x_BMD = _scatter(flat, queries, shape)
-        mask, context_mask = self._target_mask(targets), _visible(valid_BN)
+            queries.append(places_KD + (embedding.token_emb(ids_K) if text else self.mask_token[0]))
+            if not (text or self.architecture.tie_logits):
+                unused.append(embedding.token_emb(ids_K[:0]))
+        x_BMD = _scatter(flat, [*queries, *unused], shape)
+        mask, context_mask = as_bias(self._target_mask(targets), x_BMD), as_bias(self._visible(valid_BN), x_BMD)
         for block in self.decoder:
             x_BMD = block(x_BMD, context_BND, mask, context_mask)
         hidden_BMD: torch.Tensor = self.decoder_norm(x_BMD)
@@ -196,25 +227,31 @@ class FourM(nn.Module):
         out: torch.Tensor = self.decoder_embeddings[name].to_logits(hidden_KD)
         return out
 
-    def _chosen(self, modality: torch.Tensor, name: str) -> torch.Tensor:
-        return modality == self.architecture.names.index(name)
+    def _rows(self, modality_BN: torch.Tensor, counts: tuple[int, ...] | None) -> dict[str, torch.Tensor]:
+        """For each modality the places of its tokens in the flattened batch, in order, (K,)."""
+        names, kind = self.architecture.names, modality_BN.flatten()
+        if counts is None:
+            counts = tuple(torch.bincount(kind + 1, minlength=len(names) + 1)[1:].tolist())
+        # One sort of bytes for all modalities; places without a token, -1, come first.
+        order = kind.to(torch.int8).argsort(stable=True)
+        parts = order.split([len(kind) - sum(counts), *counts])
+        return dict(zip(names, parts[1:], strict=True))
 
     def _target_mask(self, targets: Targets) -> torch.Tensor:
         """(B, 1, M, M): a target sees its own modality only: all of it in a grid, what came before in a text."""
         kind_BM = targets.modality_BM
         same_BMM = kind_BM[:, :, None] == kind_BM[:, None, :]  # places without a token see each other, harmlessly
-        is_text = torch.tensor([*self._is_text, False], device=kind_BM.device)[kind_BM]  # -1 takes the last
         earlier_MM = torch.ones(kind_BM.shape[1], kind_BM.shape[1], dtype=torch.bool, device=kind_BM.device).tril()
-        return (same_BMM & (earlier_MM | ~is_text[:, :, None]))[:, None]
+        seen_BMM = earlier_MM | same_BMM & self.sees_later[kind_BM][:, :, None]
+        return (seen_BMM & same_BMM if self.architecture.decoder_sep_mask else seen_BMM)[:, None]
 
-
-def _visible(valid_BN: torch.Tensor) -> torch.Tensor | None:
-    """(B, 1, 1, N): which inputs may be looked at; a sample without any lets its first, empty place be seen."""
-    if valid_BN.device.type == "cpu" and valid_BN.all():
-        return None  # attention without a mask is faster; on a GPU asking would cost more than it saves
-    seen_BN = valid_BN.clone()
-    seen_BN[:, 0] |= ~valid_BN.any(1)
-    return seen_BN[:, None, None, :]
+    def _visible(self, valid_BN: torch.Tensor | None) -> torch.Tensor | None:
+        """(B, 1, 1, R + N): what may be looked at; a sample without anything lets its first, empty place be seen."""
+        if valid_BN is None or not valid_BN.shape[1] or (valid_BN.device.type == "cpu" and valid_BN.all()):
+            return None  # attention without a mask is faster; on a GPU asking would cost more than it saves
+        seen_BN = functional.pad(valid_BN, (self.architecture.num_register_tokens, 0), value=True)
+        first_N = torch.arange(seen_BN.shape[1], device=seen_BN.device) == 0
+        return (seen_BN | first_N & ~seen_BN.any(1, keepdim=True))[:, None, None, :]
 
 
 def _scatter(index: list[torch.Tensor], values: list[torch.Tensor], shape: torch.Size) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Checkpoints of the model: our own and the published ml-4m ones, in one format.
 
     model.safetensors   every tensor under its published name; the header holds ml-4m's keys as its loader wants them
-    config.json         ml-4m's keys, and under `fourmill` what they leave out: kinds, vocabularies, grids
+    config.json         ml-4m's keys and nothing else, so that its own classes accept it
+    fourmill.json       what they leave out: kinds, vocabularies, grids, and the names that modalities have here
 
 Both published layouts are read: with every key present, or with shared tensors stored once and named in the header.
 Nothing is unpickled.
@@ -9,6 +10,7 @@ Nothing is unpickled.
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 from collections.abc import Mapping
@@ -26,9 +28,17 @@ from fourmill.pipeline.store import Store
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the `fourmill` part of config.json
-_BIASES = ("qkv_bias", "proj_bias", "mlp_bias", "norm_bias")
-_TRUNK = ("encoder_depth", "decoder_depth", "dim", "num_heads", "mlp_ratio", "gated_mlp", "image_size", "patch_size")
+FORMAT = 2  # of fourmill.json; format 1 was a part of config.json, with our own names of modalities throughout
+# What ml-4m's network takes for a key that config.json lacks, for all keys that change what is computed.
+_DEFAULTS = {
+    **{"dim": 768, "encoder_depth": 12, "decoder_depth": 12, "num_heads": 12, "mlp_ratio": 4.0, "patch_size": 16},
+    **{"qkv_bias": True, "proj_bias": True, "mlp_bias": True, "norm_bias": True, "gated_mlp": False, "qk_norm": False},
+    **{"image_size": 224, "share_modality_embeddings": True, "num_register_tokens": 0},
+    **{"decoder_causal_mask": False, "decoder_sep_mask": True},
+}
+# ml-4m's longest texts in tokens. It gives poses 275, but has no positions beyond 263 and uses the first again.
+_LONGEST = {"caption": 256, "det": 256, "metadata": 40, "human_poses": 263, "color_palette": 23, "sam_instance": 290}
+_LONGEST["t5_caption"] = 77
 
 
 def load_model(reference: str | Path, device: str = "cpu") -> FourM:
@@ -37,11 +47,47 @@ def load_model(reference: str | Path, device: str = "cpu") -> FourM:
     ValueError names the file and what is wrong with it: keys that are missing, left over or of another shape.
     """
     folder = _folder(str(reference))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config, own = _configs(folder)
     tensors = read_tensors(folder / "model.safetensors")
-    model = FourM(architecture_of(config, {k: tuple(t.shape) for k, t in tensors.items()}))
+    names = {published: name for name, published in own.get("names", {}).items()}
+    tensors = {_renamed(key, names): tensor for key, tensor in tensors.items()}
+    config |= {side: [names.get(n, n) for n in config[side]] for side in ("domains_in", "domains_out")}
+    model = FourM(architecture_of({**config, "fourmill": own}, {k: tuple(t.shape) for k, t in tensors.items()}))
     load_tensors(model, tensors, str(folder))
     return model.to(device).eval()
+
+
+def _configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """ml-4m's part of the configuration, from the weights' header where there is no file, and our own, if any."""
+    if (folder / "config.json").is_file():
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    else:
+        with safe_open(str(folder / "model.safetensors"), "pt") as file:
+            config = {key: _literal(value) for key, value in (file.metadata() or {}).items()}
+    missing = [side for side in ("domains_in", "domains_out") if side not in config]
+    if missing:
+        raise ValueError(f"{folder}: no {missing[0]} in config.json or in the header of model.safetensors")
+    own = config.pop("fourmill", {})
+    if (folder / "fourmill.json").is_file():
+        own = json.loads((folder / "fourmill.json").read_text(encoding="utf-8"))
+    if own and own.get("format") not in (1, FORMAT):
+        raise ValueError(f"{folder} has format {own.get('format')!r}; this Fourmill reads formats 1 and {FORMAT}")
+    return config, own
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _renamed(key: str, names: Mapping[str, str]) -> str:
+    """A tensor's key with the modality in it renamed."""
+    parts = key.split(".")
+    if parts[0] in ("encoder_embeddings", "decoder_embeddings"):
+        parts[1] = names.get(parts[1], parts[1])
+    return ".".join(parts)
 
 
 def _folder(reference: str) -> Path:
@@ -52,7 +98,7 @@ def _folder(reference: str) -> Path:
         return Path(checkpoint.location)
     from huggingface_hub import snapshot_download
 
-    files = ["config.json", "model.safetensors"]
+    files = ["config.json", "fourmill.json", "model.safetensors"]
     return Path(snapshot_download(checkpoint.location, revision=checkpoint.revision, allow_patterns=files))
 
 
@@ -86,18 +132,18 @@ def load_tensors(model: FourM, tensors: Mapping[str, torch.Tensor], where: str) 
 
 def architecture_of(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
     """The architecture that a config.json describes; without our own part, kinds and sizes follow from the tensors."""
-    for key in _BIASES:
-        if config.get(key):
-            raise ValueError(f"config.json: {key} is true; only the published bias-free family is supported")
-    fields: dict[str, Any] = {k: config[k] for k in (*_TRUNK, "qk_norm", "share_modality_embeddings") if k in config}
-    if "fourmill" in config:
-        own = config["fourmill"]
-        if own.get("format") != FORMAT:
-            raise ValueError(f"config.json has format {own.get('format')!r}; this Fourmill reads format {FORMAT}")
+    fields: dict[str, Any] = {key: config.get(key, default) for key, default in _DEFAULTS.items()}
+    known = "SiLU" if fields["gated_mlp"] else "GELU"
+    if config.get("act_layer", known) != known:
+        raise ValueError(f"config.json: act_layer {config['act_layer']!r}; an MLP of this kind has {known!r} here")
+    others = {*_DEFAULTS, "act_layer", "domains_in", "domains_out", "fourmill"}
+    if ignored := sorted(key for key, value in config.items() if key not in others and value):
+        log.warning("config.json: %s: no effect here", ", ".join(ignored))
+    if own := config.get("fourmill"):
         domains = {side: config[side] for side in ("domains_in", "domains_out")}
         return Architecture(**fields, **domains, tie_logits=own["tie_logits"], modalities=own["modalities"])
-    # t5_caption enters as embeddings and has no tokens; everything else a published model knows is taken.
-    inside = [n for n in config["domains_in"] if f"encoder_embeddings.{n}.emb_proj.weight" not in shapes]
+    # ml-4m skips what has no embedding on a side, such as t5_caption among the outputs.
+    inside = [n for n in config["domains_in"] if f"encoder_embeddings.{n}.mod_emb" in shapes]
     outside = [n for n in config["domains_out"] if f"decoder_embeddings.{n}.to_logits.weight" in shapes]
     fields["modalities"] = {n: _info(n, shapes) for n in dict.fromkeys((*inside, *outside))}
     return Architecture(**fields, domains_in=tuple(inside), domains_out=tuple(outside), tie_logits=False)
@@ -107,30 +153,49 @@ def _info(name: str, shapes: Mapping[str, tuple[int, ...]]) -> ModalityInfo:
     side = "encoder" if f"encoder_embeddings.{name}.pos_emb" in shapes else "decoder"
     prefix = f"{side}_embeddings.{name}."
     positions = shapes[prefix + "pos_emb"][1]
-    root = round(positions**0.5)
-    grid = (root, root) if root * root == positions else None
+    root, base = round(positions**0.5), name.partition("@")[0]
+    grid = (root, root) if root * root == positions and not name.endswith("_global") else None
+    table = positions if positions != SEQUENCE_POSITIONS else None
+    longest = min(_LONGEST.get(base, 256), positions)
     if prefix + "proj.weight" in shapes:
         return ModalityInfo(kind="pixels", tokens=positions, grid=grid)
+    if prefix + "emb_proj.weight" in shapes:
+        return ModalityInfo(kind="vectors", width=shapes[prefix + "emb_proj.weight"][1], tokens=longest, table=table)
+    if prefix + "token_emb.weight" not in shapes:
+        raise ValueError(
+            f"{name!r} has neither proj, emb_proj nor token_emb; ml-4m's published models have one of them"
+        )
     vocabulary = shapes[prefix + "token_emb.weight"][0]
-    if positions == SEQUENCE_POSITIONS:
-        return ModalityInfo(kind="sequence", vocabulary=vocabulary, tokens=256)  # 4M's longest texts
-    if name.endswith("_global"):  # 16 codes of one vector, a square number by chance
-        grid = None
+    # Images are square; what is not, is text. The 16 codes of a global vector are a square number by chance.
+    if base in _LONGEST or not (grid or name.endswith("_global")):
+        return ModalityInfo(kind="sequence", vocabulary=vocabulary, tokens=longest, table=table)
     return ModalityInfo(kind="grid", vocabulary=vocabulary, tokens=positions, grid=grid)
 
 
-def config_json(architecture: Architecture) -> dict[str, Any]:
-    """What goes into config.json."""
-    fields = architecture.model_dump(mode="json")
-    trunk = {key: fields[key] for key in (*_TRUNK, "qk_norm", "share_modality_embeddings")}
-    return {
-        "domains_in": fields["domains_in"],
-        "domains_out": fields["domains_out"],
-        **trunk,
-        **dict.fromkeys(_BIASES, False),
-        "act_layer": "SiLU" if architecture.gated_mlp else "GELU",
-        "fourmill": {"format": FORMAT, "tie_logits": fields["tie_logits"], "modalities": fields["modalities"]},
+def published_name(name: str, info: ModalityInfo, patch_size: int) -> str:
+    """What ml-4m calls a modality of ours: `rgb@224` for `rgb`, `caption` for `tok_caption`, `tok_depth@224`."""
+    if info.kind == "sequence":
+        return name.removeprefix("tok_")
+    if "@" in name or info.grid is None or not info.has_layout:
+        return name
+    side = patch_size if info.kind == "pixels" else 14 if name in ("tok_dinov2", "tok_imagebind") else 16
+    return f"{name}@{info.grid[0] * side}"
+
+
+def configs_of(architecture: Architecture) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What goes into config.json and into fourmill.json."""
+    a, fields = architecture, architecture.model_dump(mode="json")
+    names = {n: published_name(n, a.modalities[n], a.patch_size) for n in a.names}
+    if len(set(names.values())) < len(names):  # two of ours are one of ml-4m's: keep them apart
+        names = {n: n for n in a.names}
+    config = {
+        "domains_in": [names[n] for n in a.domains_in],
+        "domains_out": [names[n] for n in a.domains_out],
+        **{key: fields[key] for key in _DEFAULTS},
+        "act_layer": "SiLU" if a.gated_mlp else "GELU",
     }
+    own = {"format": FORMAT, "tie_logits": a.tie_logits, "modalities": fields["modalities"], "names": names}
+    return config, own
 
 
 def to_bytes(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> bytes:
@@ -144,14 +209,15 @@ def to_bytes(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> bytes:
 
 
 def save_model(model: FourM, store: Store) -> None:
-    """Write model.safetensors, then config.json: a folder with a configuration has its weights."""
-    config = config_json(model.architecture)
+    """Write model.safetensors and fourmill.json, then config.json: a folder with a configuration has its weights."""
+    config, own = configs_of(model.architecture)
     # ml-4m reads its configuration from the header, as Python's spelling of each value.
-    header = {key: str(value) for key, value in config.items() if key != "fourmill"}
+    header = {key: str(value) for key, value in config.items()}
     # Shared tensors are written out under each of their names, as published.
-    tensors = {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
+    tensors = {_renamed(name, own["names"]): t.detach().cpu().clone() for name, t in model.state_dict().items()}
     for name, data in (
         ("model.safetensors", to_bytes(tensors, header)),
+        ("fourmill.json", json.dumps(own, indent=1).encode()),
         ("config.json", json.dumps(config, indent=1).encode()),
     ):
         if not store.create(name, data) and store.get(name) != data:
