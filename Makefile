@@ -25,7 +25,7 @@ check: venv
 
 # Two processes; a file of tests stays in one, since its tests share what is dear to make. Tests that start Ray clusters
 # and kill them come after, one at a time: two clusters on one machine get into each other's way.
-CLUSTERS := tests/test_runner.py tests/test_submit.py
+CLUSTERS := tests/test_runner.py tests/test_submit.py tests/test_train_ray.py
 test: check
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(addprefix --ignore=,$(CLUSTERS))
 	$(BIN)/python -m pytest $(CLUSTERS)

@@ -5,9 +5,11 @@
 
 Both read the same samples: 4M's seven kinds of tokens (RGB, depth, normals, segmentation, CLIP, captions, boxes; ten
 crops), 128 visible and 128 target tokens, the masking mixture of 4M-7. Ours go from memory-mapped shards to the tensors
-that the network takes, one thread, nothing read ahead; ml-4m's from its tars to its own, in its process, without
-workers. `rgb` rows add raw pixels, JPEG decoded and cropped by either side. CPU seconds count, of single processes that take turns; the least of the turns. ml-4m repeats a sample 4 times with new
-crops and masks in its published configuration (`x4`), which spares it reading; ours reads each sample anew.
+that the network takes, in one thread, nothing read ahead; ml-4m's from its tars to its own, in its process, without
+workers. `7 + pixels` adds raw RGB, JPEG decoded and cropped by either side. CPU seconds count, of single processes that
+take turns; the least of the turns. ml-4m repeats a sample 4 times with new crops and masks in its published
+configuration (`x4`), which spares it reading; ours reads each sample anew. `full`: share of both budgets that holds
+tokens.
 
 Expect at least 50 times ml-4m's samples per CPU second for tokens, and the decoding of JPEG alone with pixels.
 """

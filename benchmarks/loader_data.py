@@ -27,7 +27,14 @@ GRIDS = {"tok_rgb": 16_384, "tok_depth": 8_192, "tok_normal": 8_192, "tok_semseg
 SIDE, CROPS, WIDTH, HEIGHT = 224, 10, 340, 256  # pixels and crops as 4M's CC12M
 _PICTURES = 64  # distinct ones, of about 20 kB
 _CLASSES = ("bicycle", "bird", "boat", "book", "bottle", "bus", "car", "cat", "chair", "dog", "person", "tv")
-_WORDS = "a the red old small two dogs house on in of with man woman street photo view green and sea tree near".split()
+_WORDS = tuple(
+    word
+    for line in (
+        "a the red old small two dogs house on in of",
+        "with man woman street photo view green and sea tree near",
+    )
+    for word in line.split()
+)
 _VOCABULARY = 30_000
 
 
@@ -41,8 +48,11 @@ def make_dataset(uri: str, vocabulary: str, shards: int, rows: int) -> None:
         keys = [f"{shard:06d}-{row:06d}" for row in range(rows)]
         values = _values(np.random.default_rng([1, shard]), rows, pictures, tokenizer)
         for name, columns in values.items():
-            made = (digest(name, str(shard))[:16], keys, columns, specs[name], content_of(_producer(name)), {})
-            records.append(commit(store, write_shard(name, shard, *made)))
+            content = content_of(_producer(name))
+            fingerprint = digest(name, str(shard))[:16]
+            records.append(
+                commit(store, write_shard(name, shard, fingerprint, keys, columns, specs[name], content, {}))
+            )
     producers = {producer_id(content_of(_producer(name))): _producer(name) for name in specs}
     corpus = {"sources": ["made up"], "samples": shards * rows, "digest": "made up"}
     update_manifest(store, lambda old: Update(records, producers, corpus))

@@ -2,8 +2,9 @@
 
     python benchmarks/results.py MODEL EVALUATION.json --out docs
 
-MODEL is the folder that `fourmill pretrain --config configs/scenes20k.yaml` leaves; EVALUATION.json comes from `fourmill evaluate
-model MODEL DATASET --json`. Every figure on the page is one of theirs; docs/results.md names the commands in order.
+MODEL is the folder that `fourmill pretrain --config configs/scenes20k.yaml` leaves; EVALUATION.json comes from
+`fourmill evaluate model MODEL DATASET --json EVALUATION.json`. Every figure on the page is one of theirs, and the page
+names the commands in order.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 TEXT = Path(__file__).with_name("results.md.txt")  # the words around the tables
-_KEPT = {
+_KEPT: dict[str, tuple[str, ...]] = {
     "depth": ("absrel", "delta1"),
     "normal": ("mean", "below_30"),
     "semseg": ("miou", "accuracy"),

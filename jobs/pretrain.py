@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 r"""python jobs/pretrain.py --config configs/demo.yaml [a.b=c …]
 
-Train 4M on the token shards of a dataset. The same as `fourmill pretrain`; on a cluster:
+Train 4M on the token shards of a dataset. The same as `fourmill pretrain`; on all GPUs of a machine, or on a cluster:
 
+    torchrun --nproc-per-node 8 jobs/pretrain.py --config C.yaml pretrain.strategy=fsdp
     ray job submit --working-dir . -- \
-        python jobs/pretrain.py --config configs/demo.yaml dataset=s3://bucket/x
+        python jobs/pretrain.py --config C.yaml dataset=s3://bucket/x pretrain.out=s3://bucket/model pretrain.workers=16
 """
 
 import os.path

@@ -427,3 +427,13 @@ def test_text_that_never_fits_its_budget_is_wholly_hidden() -> None:
     # After 50 attempts 0.5 % of 2,000 tokens are still kept, about ten, each between runs: one place is never enough.
     length, one = torch.full((20,), 2000), torch.ones(20, dtype=torch.long)
     assert draw_drops(length, one, torch.ones(20), 2000, 2000, seeded()).all()
+
+
+def test_model_without_texts_is_masked_too() -> None:
+    info = {n: ModalityInfo(kind="grid", vocabulary=v, tokens=16, grid=(4, 4)) for n, v in GRIDS.items()}
+    shape = Architecture(dim=16, num_heads=1, domains_in=tuple(info), domains_out=tuple(info), modalities=info)
+    inputs, targets = Masker(shape, config(Mixture(), inputs=12, targets=12))(raw(40), seeded())
+    assert inputs.valid_BN.all()
+    assert targets.valid_BM.all()
+    assert (inputs.ids_BN == inputs.position_BN).all()
+    assert (targets.label_BM == targets.position_BM).all()

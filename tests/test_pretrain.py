@@ -23,7 +23,8 @@ from fourmill.model.data import DataConfig, TokenDataset
 from fourmill.model.evaluate import HeldOut, count_tokens
 from fourmill.model.masking import Masker
 from fourmill.model.predict import load_model, predict
-from fourmill.model.train import Progress, learning_rate, pretrain, seed_of
+from fourmill.model.state import complete_states
+from fourmill.model.train import Progress, pretrain, seed_of
 from fourmill.pipeline.manifest import Update, update_manifest
 from fourmill.pipeline.shards import Spec, commit, write_shard
 from fourmill.pipeline.store import open_store
@@ -132,7 +133,7 @@ def test_model_learns_a_learnable_dataset_and_predicts_it_from_pixels_alone(data
     assert exact > 0.8, exact
 
     files = {p.relative_to(config.out).as_posix() for p in Path(config.out).rglob("*") if p.is_file()}
-    assert {"model.safetensors", "config.json", "metrics.json", "pretrain.json"} <= files
+    assert {"model.safetensors", "config.json", "tokenizers.json", "metrics.json", "pretrain.json"} <= files
     assert any(f.startswith("tensorboard/") for f in files)
     assert not any(f.startswith("state/") for f in files), "a finished run keeps no training state"
 
@@ -151,47 +152,48 @@ def stop_at(step: int) -> Any:
 
 @pytest.mark.parametrize("step", [4, 6, 8, 12])
 def test_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
-    dataset: str, tmp_path: Path, undisturbed: dict[str, torch.Tensor], step: int
+    dataset: str, tmp_path: Path, undisturbed: Path, step: int
 ) -> None:
     config = config_for(tmp_path / "stopped")
     with pytest.raises(StopError):
         pretrain(dataset, config, stop_at(step))
     assert not (tmp_path / "stopped" / "metrics.json").exists()
     result = pretrain(dataset, config)
-    assert same(weights(tmp_path / "stopped"), undisturbed)
+    assert same(weights(tmp_path / "stopped"), weights(undisturbed))
     assert [e["step"] for e in result.curve] == [4, 6, 8, 12]
+    assert result.curve == json.loads((undisturbed / "metrics.json").read_text())["curve"], "bit by bit"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+def undisturbed(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pretrain") / "undisturbed"
     pretrain(dataset, config_for(out))
-    return weights(out)
+    return out
 
 
-def test_killed_process_is_continued_by_the_same_command(
-    dataset: str, tmp_path: Path, undisturbed: dict[str, torch.Tensor]
-) -> None:
+def test_killed_process_is_continued_by_the_same_command(dataset: str, tmp_path: Path, undisturbed: Path) -> None:
     config = config_for(tmp_path / "killed")
     program = (
-        "import os, signal, sys\n"
+        "import os, signal, sys, time\n"
         "from fourmill.model.config import PretrainConfig\n"
         "from fourmill.model.train import pretrain\n"
         "def progress(report):\n"
-        "    if report.step == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if report.step == 8:\n"
+        "        while not os.path.exists(sys.argv[3]): time.sleep(0.01)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "pretrain(sys.argv[1], PretrainConfig.model_validate_json(sys.argv[2]), progress)\n"
     )
-    command = [sys.executable, "-c", program, dataset, config.model_dump_json()]
+    state = tmp_path / "killed" / "state" / "step-00000005" / "complete"  # written in the background
+    command = [sys.executable, "-c", program, dataset, config.model_dump_json(), str(state)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
-    states = sorted(p.name for p in (tmp_path / "killed" / "state").iterdir())
-    assert states == ["step-00000005.safetensors"]
+    assert complete_states(open_store(tmp_path / "killed")) == ["state/step-00000005"]
     pretrain(dataset, config)
-    assert same(weights(tmp_path / "killed"), undisturbed)
+    assert same(weights(tmp_path / "killed"), weights(undisturbed))
 
 
 def test_run_in_object_storage_is_stopped_continued_and_loaded_like_a_local_one(
-    s3_uri: str, tmp_path: Path, undisturbed: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+    s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where a checkpoint from s3:// is kept
     config = config_for(s3_uri + "/model", tensorboard=None)
@@ -199,9 +201,12 @@ def test_run_in_object_storage_is_stopped_continued_and_loaded_like_a_local_one(
     with pytest.raises(StopError):
         pretrain(dataset, config, stop_at(8))
     pretrain(dataset, config)
+    pretrain(dataset, config_for(tmp_path / "undisturbed"))
+    undisturbed = load_model(str(tmp_path / "undisturbed")).state_dict()
     assert same(load_model(config.out).state_dict(), undisturbed)
     names = [info.name for info in open_store(config.out).list()]
-    assert names == ["config.json", "metrics.json", "model.safetensors", "pretrain.json"]
+    files = ("config.json", "fourmill.json", "metrics.json", "model.safetensors", "pretrain.json", "tokenizers.json")
+    assert tuple(names) == files
 
 
 def test_finished_run_is_read_and_not_repeated(dataset: str, tmp_path: Path) -> None:
@@ -222,9 +227,9 @@ def test_folder_of_another_run_is_refused_but_free_fields_may_change(dataset: st
         pretrain(make_dataset(tmp_path / "other", shards=1), config_for(out, steps=2))
 
 
-def test_other_seed_gives_other_weights(dataset: str, tmp_path: Path, undisturbed: dict[str, torch.Tensor]) -> None:
+def test_other_seed_gives_other_weights(dataset: str, tmp_path: Path, undisturbed: Path) -> None:
     pretrain(dataset, config_for(tmp_path / "out", seed=1))
-    assert not same(weights(tmp_path / "out"), undisturbed)
+    assert not same(weights(tmp_path / "out"), weights(undisturbed))
 
 
 def test_global_random_state_is_left_alone(dataset: str, tmp_path: Path) -> None:
@@ -262,15 +267,6 @@ def test_frequencies_are_counted_on_training_samples_and_scored_on_the_held_out_
         -np.log((counts["tok_depth"][labels] + e) / (counts["tok_depth"] + e).sum()).mean() for e in (1, 0.1, 0.01)
     )
     assert held.frequency_loss(NAMES, counts)["tok_depth"] == pytest.approx(best)
-
-
-def test_learning_rate_warms_up_and_falls_to_zero() -> None:
-    config = config_for(Path("unused"), steps=12, warmup=4, lr=1.0)
-    assert [learning_rate(step, config) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert learning_rate(4, config) == 1.0
-    assert learning_rate(8, config) == pytest.approx(0.5)
-    assert learning_rate(12, config) == pytest.approx(0.0)
-    assert learning_rate(0, config_for(Path("unused"), warmup=0, lr=1.0)) == 1.0
 
 
 def test_seeds_differ_by_purpose_and_step_and_stay_the_same_for_ever() -> None:

@@ -6,7 +6,6 @@ Nothing heavy is imported until a command runs.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -16,15 +15,23 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from fourmill.cli.evaluate import decode, evaluate_labels, evaluate_tokens
+from fourmill.cli.evaluate_model import evaluate_model
+from fourmill.cli.finetune import finetune
+from fourmill.cli.generate import generate
+from fourmill.cli.labelers import labelers_app, tokenizers
 from fourmill.cli.manifest import manifest_app
-from fourmill.cli.options import AsJson, At, ConfigOption, Dataset, DryRun, Overrides, Recheck, parse_names
+from fourmill.cli.options import At, ConfigOption, Dataset, DryRun, Overrides, Recheck, WithConfig
+from fourmill.cli.trace import trace
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(manifest_app, name="manifest")
-labelers_app = typer.Typer(invoke_without_command=True, help="The teachers: what can be named, at what cost; try one.")
 app.add_typer(labelers_app, name="labelers")
-evaluate_app = typer.Typer(no_args_is_help=True, help="Measure what a dataset holds against truth.")
+evaluate_app = typer.Typer(no_args_is_help=True, help="Measure labels, tokens and models against truth.")
 app.add_typer(evaluate_app, name="evaluate")
+evaluate_app.command("labels")(evaluate_labels)
+evaluate_app.command("tokens")(evaluate_tokens)
+evaluate_app.command("model")(evaluate_model)
 
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -181,99 +188,16 @@ def pretrain(config: ConfigOption, overrides: Overrides = None) -> int:
     _placed(loaded)
     if loaded.pretrain is None:
         raise ConfigError(f"{config}: no `pretrain` section")
-    print(train(loaded.dataset, loaded.pretrain, progress=print, storage=loaded.storage))
+    result = train(loaded.dataset, loaded.pretrain, progress=print, storage=loaded.storage)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first one speaks
+        print(result)
     return 0
 
 
-@evaluate_app.command("labels")
-def evaluate_labels(
-    dataset: Dataset,
-    truth: Annotated[
-        str | None,
-        typer.Option(
-            help="Tars of `scenes --truth`, COCO annotations, or an NYUv2 folder; else scenes rendered again."
-        ),
-    ] = None,
-    labels: Annotated[str | None, typer.Option(help="Only these modalities: depth,normal,…")] = None,
-    count: Annotated[int | None, typer.Option(help="Only the first samples that have truth.", min=1)] = None,
-    out: Annotated[str | None, typer.Option("-o", "--out", help="HTML page with the worst labels pictured.")] = None,
-    depth_unit: Annotated[float, typer.Option(help="16-bit depth: units in a metre (1000: millimetres).")] = 1000.0,
-    eigen_crop: Annotated[bool, typer.Option(help="480 x 640 depth counts inside Eigen's crop only.")] = True,
-    as_json: AsJson = False,
-) -> int:
-    """Figures of every teacher's labels against truth. Exit code 1 if nothing could be compared.
-
-    fourmill evaluate labels runs/demo/dataset --truth runs/demo/corpus -o labels.html
-    """
-    from fourmill.evaluate.command import run_evaluate_labels
-
-    names = parse_names(labels)
-    return run_evaluate_labels(dataset, truth, names, count, out, as_json, depth_unit, eigen_crop)
-
-
-TokenModalities = Annotated[str | None, typer.Option("--modality", help="Only these: tok_depth,tok_rgb,…")]
-WithConfig = Annotated[
-    str | None, typer.Option("--config", "-c", help="Configuration that names tokenizers; else the manifest's lineage.")
-]
-Checkpoints = Annotated[
-    list[str] | None, typer.Option("--checkpoint", help="Where weights lie now: tok_depth=PATH; may be repeated.")
-]
-
-
-@evaluate_app.command("tokens")
-def evaluate_tokens(
-    dataset: Dataset,
-    truth: Annotated[
-        str | None, typer.Option(help="Truth as of `evaluate labels`; else scenes rendered again.")
-    ] = None,
-    modality: TokenModalities = None,
-    count: Annotated[int, typer.Option(help="Samples decoded, chosen by the hash of their keys.", min=1)] = 512,
-    config: WithConfig = None,
-    checkpoint: Checkpoints = None,
-    rfid_network: Annotated[
-        str | None, typer.Option(help="Local folder of a timm network, for a Fréchet distance of its features.")
-    ] = None,
-    json_file: Annotated[
-        str | None, typer.Option("--json", help="JSON file; - prints it instead of the table.")
-    ] = None,
-    html: Annotated[
-        str | None, typer.Option("--html", "-o", "--out", help="HTML page with the worst reconstructions pictured.")
-    ] = None,
-) -> int:
-    """Decode tokens and compare them with labels and truth; use of codes, bits. Exit code 1 if nothing was compared.
-
-    fourmill evaluate tokens runs/demo/dataset --truth runs/demo/corpus --html tokens.html
-    """
-    from fourmill.evaluate.command import run_evaluate_tokens
-
-    names, loaded = parse_names(modality), _decoding_config(config, dataset)
-    return run_evaluate_tokens(dataset, truth, names, count, loaded, checkpoint or (), rfid_network, json_file, html)
-
-
-def _decoding_config(path: str | None, dataset: str) -> Any:
-    from fourmill.config import load_config
-
-    return load_config(path, [f"dataset={dataset}"]) if path else None
-
-
-@app.command()
-def decode(
-    dataset: Dataset,
-    key: Annotated[str, typer.Argument(help="The sample's key.")],
-    out: Annotated[str, typer.Option("-o", "--out", help="Folder or s3:// URI for the files.")],
-    modality: TokenModalities = None,
-    crop: Annotated[int, typer.Option(help="Which of the sample's crops.", min=0)] = 0,
-    config: WithConfig = None,
-    checkpoint: Checkpoints = None,
-) -> int:
-    """One sample's tokens back to pictures, boxes and texts. Exit code 1 if some could not be decoded.
-
-    fourmill decode runs/demo/dataset 00000000000000000042 -o decoded
-    """
-    from fourmill.evaluate.command import run_decode
-
-    names = parse_names(modality)
-    return run_decode(dataset, key, out, names, crop, _decoding_config(config, dataset), checkpoint or ())
+app.command()(finetune)
+app.command()(generate)
+app.command()(trace)
+app.command()(decode)
 
 
 @app.command()
@@ -330,85 +254,4 @@ def modalities() -> None:
         )
 
 
-@labelers_app.callback()
-def labelers(context: typer.Context, as_json: AsJson = False) -> None:
-    """List labelers and teachers: checkpoint, licences, cost of an image, whether it is on this machine.
-
-    fourmill labelers check demo:depth
-    """
-    if context.invoked_subcommand is None:
-        _list_teachers(as_json)
-
-
-@labelers_app.command("check")
-def labelers_check(
-    id: Annotated[str, typer.Argument(help="A teacher of the table, or a labeler with checkpoint=… after it.")],
-    options: Annotated[list[str] | None, typer.Argument(help="Options of the labeler: name=value.")] = None,
-    image: Annotated[str | None, typer.Option(help="A photo; by default a rendered scene.")] = None,
-    out: Annotated[str | None, typer.Option("-o", "--out", help="PNG: the photo and its labels.")] = None,
-    size: Annotated[int, typer.Option(help="Side of the crop in pixels.", min=16)] = 224,
-    batch: Annotated[int, typer.Option(help="Pictures in the batch that is timed.", min=1)] = 4,
-    as_json: AsJson = False,
-) -> int:
-    """Load one teacher, run it on one photo, time it, check what it gives, draw it. Exit code 1 if the output is bad.
-
-    fourmill labelers check depth checkpoint=/models/dpt output=inverse --image photo.jpg -o depth.png
-    """
-    from dataclasses import asdict
-
-    from fourmill.labelers.check import check
-
-    checked = check(id, image, out, _options(options or []), size, batch)
-    print(json.dumps(asdict(checked), indent=1) if as_json else checked)
-    return 1 if checked.problems else 0
-
-
-def _options(texts: Sequence[str]) -> dict[str, Any]:
-    import yaml
-
-    pairs = [text.partition("=") for text in texts]
-    if bad := [text for text, pair in zip(texts, pairs, strict=True) if not pair[1]]:
-        raise ValueError(f"option {bad[0]!r}: give name=value")
-    return {name: yaml.safe_load(value) for name, _, value in pairs}
-
-
-def _list_teachers(as_json: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from fourmill.labelers import LABELERS
-    from fourmill.labelers.catalogue import rows
-
-    found = rows()
-    if as_json:
-        print(json.dumps({"labelers": list(LABELERS.table), "teachers": found}, indent=1))
-        return
-    _list_components(LABELERS.table)
-    table = Table()
-    for heading in ("teacher", "labeler", "makes", "checkpoint", "code", "weights", "M", "px", "GFLOP", "MB", "here"):
-        table.add_column(heading, overflow="fold")  # whole names, so that they can be copied
-    for r in found:
-        numbers = [f"{r[n]:g}" if r[n] is not None else "" for n in ("millions", "pixels", "gflops", "megabytes")]
-        makes = " ".join(r["makes"])
-        here = "yes" if r["present"] else ""
-        table.add_row(r["id"], r["labeler"], makes, r["checkpoint"], r["code"], r["weights"], *numbers, here)
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(table)
-    console.print("code, weights: licences. M: million parameters. px: side of the network's input. GFLOP and MB of")
-    console.print("activations: for one image, float32. here: the checkpoint is on this machine.")
-
-
-@app.command()
-def tokenizers() -> None:
-    """List the tokenizers that a configuration can name."""
-    from fourmill.tokenizers import TOKENIZERS
-
-    _list_components(TOKENIZERS.table)
-
-
-def _list_components(table: dict[str, str]) -> None:
-    import importlib
-
-    for kind, path in table.items():
-        doc = importlib.import_module(path.partition(":")[0]).__doc__ or ""
-        print(f"{kind:16} {doc.splitlines()[0]}")
+app.command()(tokenizers)

@@ -49,3 +49,8 @@ def parse_shards(text: str) -> range:
     if first < 0 or last <= first:
         raise ValueError(f"{wanted}, and A below B")
     return range(first, last)
+
+
+WithConfig = Annotated[
+    str | None, typer.Option("--config", "-c", help="Configuration that names tokenizers; else the manifest's lineage.")
+]

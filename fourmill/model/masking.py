@@ -62,7 +62,7 @@ class _Constants:
 
     def with_texts(self, budget_BD: torch.Tensor, text_R: torch.Tensor) -> torch.Tensor:
         """`budget_BD` with the columns of texts replaced."""
-        return budget_BD.index_copy(1, self.text_X, text_R.view(len(self.text_X), -1).T)
+        return budget_BD.index_copy(1, self.text_X, text_R.view(len(self.text_X), len(budget_BD)).T)
 
 
 # The probability with which a text's tokens are kept, from a uniform number for each text.

@@ -1,10 +1,12 @@
 """Pretraining: from a dataset of tokens to a checkpoint folder.
 
-    model.safetensors, config.json   the model (see `fourmill.model.weights`)
+    model.safetensors, config.json   the model, with fourmill.json (see `fourmill.model.weights`)
+    ema/                             the same of the averaged weights, if there is an average
+    tokenizers.json                  what made the tokens, so that they can be turned back into pictures and texts
     pretrain.json                    the resolved configuration and the digest of the data, written first
     metrics.json                     curve, held-out loss by modality, the yardstick beside it; written last
     tensorboard/                     scalars
-    state/                           while the run lasts
+    state/                           while the run lasts (see `fourmill.model.state`)
 
 Stopped in whatever way, the same command goes on from the newest state and, on a CPU, ends with the same weights.
 """
@@ -12,82 +14,33 @@ Stopped in whatever way, the same command goes on from the newest state and, on 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
-import math
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from fourmill.model.config import FREE, Architecture, PretrainConfig
-from fourmill.model.data import DataConfig, TokenDataset
+from fourmill.model.batch import RawBatch
+from fourmill.model.config import FREE, Architecture, DatasetShare, PretrainConfig
+from fourmill.model.data import Mixture, TokenDataset, data_config, open_data
+from fourmill.model.distributed import Workers, joined, whole_state
 from fourmill.model.evaluate import HeldOut, count_tokens
 from fourmill.model.loader import Loader, read_ahead
 from fourmill.model.masking import Masker
-from fourmill.model.network import FourM
-from fourmill.model.state import drop_states, read_state, write_state
+from fourmill.model.memory import keep_memory
+from fourmill.model.progress import Meter, PretrainResult, Progress, Stopwatch, boards, peak_of
+from fourmill.model.state import States
+from fourmill.model.step import Slice, Training, new_model, seed_of
 from fourmill.model.weights import save_model
-from fourmill.pipeline.store import LocalStore, Store, StoreSettings, open_store
+from fourmill.pipeline.manifest import read_manifest
+from fourmill.pipeline.store import Store, StoreSettings, join_uri, open_store
+from fourmill.tokenizers.training.progress import Interruption
+
+__all__ = ["PretrainResult", "Progress", "pretrain", "seed_of"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One report. `loss`: mean since the last one, nats a token; `held_out`: by modality, when just evaluated."""
-
-    step: int
-    steps: int
-    loss: float
-    samples_per_s: float
-    eta_s: float
-    held_out: dict[str, float] | None = None
-
-    def __str__(self) -> str:
-        head = f"step {self.step}/{self.steps}  loss {self.loss:.3f}"
-        tail = "  ".join(f"{name} {value:.3f}" for name, value in (self.held_out or {}).items())
-        return f"{head}  {self.samples_per_s:.0f} samples/s  {self.eta_s:.0f} s left" + (tail and f"  held out: {tail}")
-
-
-@dataclass(frozen=True)
-class PretrainResult:
-    """What a run came to. Losses in nats a token on held-out samples, by modality.
-
-    `frequencies`: the loss of predicting each token with its frequency in the training samples, on the same targets.
-    `curve`: one entry per report. `missing`: rows of the dataset without a label, by modality.
-    """
-
-    out: str
-    steps: int
-    parameters: int
-    seconds: float
-    samples_per_s: float
-    held_out_samples: int
-    held_out: dict[str, float]
-    frequencies: dict[str, float]
-    missing: dict[str, int]
-    curve: list[dict[str, Any]]
-
-    @property
-    def beats_frequencies(self) -> bool:
-        """Whether the model is better than token frequencies in every modality."""
-        return all(loss < self.frequencies[name] for name, loss in self.held_out.items())
-
-    def __str__(self) -> str:
-        head = (
-            f"{self.parameters / 1e6:.1f} M parameters, {self.steps} steps in {self.seconds:.0f} s "
-            f"({self.samples_per_s:.0f} samples/s); nats a token on {self.held_out_samples} held-out samples:"
-        )
-        lines = [
-            f"  {name:14} {loss:.3f}   (token frequencies {self.frequencies[name]:.3f})"
-            for name, loss in self.held_out.items()
-        ]
-        return "\n".join([head, *lines, f"checkpoint: {self.out}"])
 
 
 def pretrain(
@@ -99,172 +52,215 @@ def pretrain(
     """Train a model on `dataset` (path or s3:// URI) and write its checkpoint to `config.out`.
 
     A finished run is not repeated: its result is read. ValueError if `out` holds a run of another configuration or of
-    other data, or if the dataset is unfit.
+    other data, or if the dataset is unfit. SIGTERM or Ctrl-C end the step, save the state and raise KeyboardInterrupt.
+    Of several processes that call this (torchrun), the first alone reports and writes; all return the result.
     """
+    if config.workers is not None:
+        from fourmill.model.ray_train import pretrain_on_ray
+
+        return pretrain_on_ray(dataset, config, progress, storage)
     store = open_store(config.out, storage)
-    data = TokenDataset(dataset, _data_config(config), storage)
-    _claim(store, config, data, dataset)
-    if store.head("metrics.json"):
+    shares = config.datasets or (DatasetShare(uri=dataset),)
+    with (
+        joined(config) as workers,
+        _threads(config.num_threads),
+        contextlib.closing(open_data(shares, data_config(config), storage)) as data,
+    ):
+        _claim(store, config, data, dataset)
+        if workers.gather(store.head("metrics.json") is None)[0]:
+            run = _Run(store, data, config, workers)
+            with contextlib.closing(run.states):
+                run.fit(progress or (lambda report: log.info("%s", report)))
+                run.publish(dataset, storage)
+            workers.gather(None)  # the first process has published
         return PretrainResult(**json.loads(store.get("metrics.json")))
-    with _threads(config.num_threads):
-        return _train(store, data, config, progress or (lambda report: log.info("%s", report)))
 
 
-def _train(
-    store: Store, data: TokenDataset, config: PretrainConfig, progress: Callable[[Progress], None]
-) -> PretrainResult:
-    device = _device(config.device)
-    architecture = Architecture(
-        **dict(config.model), domains_in=config.inputs, domains_out=config.targets, modalities=data.infos
-    )
-    masker = Masker(architecture, config.masking)
-    held_out = HeldOut(data, masker, config.eval_samples, config.batch_size, config.crop)
-    counts = count_tokens(data, masker, architecture.names, architecture.domains_out)
-    frequencies = held_out.frequency_loss(architecture.names, counts)
+class _Run:
+    """A run from its data to its checkpoint: what surrounds `Training`."""
 
-    model = _new_model(architecture, config.seed).to(device)
-    optimizer = _optimizer(model, config, device)
-    loader = Loader(data, config.batch_size, config.seed, crop=config.crop)
-    facts = read_state(store, model, optimizer) or {"step": 0, "loader": loader.state_dict(), "curve": []}
-    loader.load_state_dict(facts["loader"])
-    curve: list[dict[str, Any]] = facts["curve"]
-    first = facts["step"]
-    if first:
-        log.info("continuing at step %d of %d", first, config.steps)
-
-    generator = torch.Generator(device)
-    batches = read_ahead(loader)
-    recent: list[torch.Tensor] = []
-    started = time.monotonic()
-    with _scalars(store, config) as scalars, contextlib.closing(batches):
-        for step in range(first, config.steps):
-            batch = next(batches)
-            inputs, targets = masker(batch.to(device), generator.manual_seed(seed_of(config.seed, "mask", step)))
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, config)
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.autocast):
-                loss = model(inputs, targets)
-            loss.total.backward()
-            if config.clip is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            recent.append(loss.total.detach())
-
-            done, last = step + 1, step + 1 == config.steps
-            evaluated = last or done % config.eval_every == 0
-            if evaluated or done % config.log_every == 0:
-                losses = held_out.loss(model, device, config.autocast) if evaluated else None
-                report = _report(done, first, started, recent=recent, held_out=losses, config=config)
-                curve.append({"step": done, "loss": report.loss, **({} if losses is None else {"held_out": losses})})
-                progress(report)
-                scalars(report)
-                recent = []
-            if last or done % config.checkpoint_every == 0:
-                write_state(store, model, optimizer, {"step": done, "loader": batch.state, "curve": curve})
-
-    seconds = time.monotonic() - started
-    result = PretrainResult(
-        out=config.out,
-        steps=config.steps,
-        parameters=sum(p.numel() for p in model.parameters()),
-        seconds=round(seconds, 3),
-        samples_per_s=round((config.steps - first) * config.batch_size / max(seconds, 1e-9), 1),
-        held_out_samples=held_out.samples,
-        held_out=curve[-1]["held_out"],
-        frequencies=frequencies,
-        missing=data.missing(),
-        curve=curve,
-    )
-    save_model(model, store)
-    store.create("metrics.json", json.dumps(asdict(result), indent=1).encode())
-    drop_states(store)
-    return result
-
-
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed from anything that can be spelled: the run's seed, a purpose, a step."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
-
-
-def learning_rate(step: int, config: PretrainConfig) -> float:
-    """Linear warm-up to `lr`, then half a cosine down to 0 at `steps`."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(config.steps - config.warmup, 1)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _new_model(architecture: Architecture, seed: int) -> FourM:
-    """Initial weights are a function of the seed; torch's global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "weights"))
-        return FourM(architecture)
-
-
-def _optimizer(model: FourM, config: PretrainConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW as 4M's: matrices and embeddings decay; norms, biases and single vectors do not."""
-    decayed = [p for n, p in model.named_parameters() if p.ndim == 2]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    # One fused kernel for all parameters: without it the update is a tenth of a small model's step.
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8, fused=device.type in ("cpu", "cuda"))
-
-
-def _report(
-    done: int,
-    first: int,
-    started: float,
-    *,
-    recent: list[torch.Tensor],
-    held_out: dict[str, float] | None,
-    config: PretrainConfig,
-) -> Progress:
-    loss = float(torch.stack(recent).mean()) if recent else math.nan
-    if recent and not math.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss is {loss} near step {done}; lower lr ({config.lr:g}) or clip ({config.clip})"
+    def __init__(self, store: Store, data: TokenDataset | Mixture, config: PretrainConfig, workers: Workers) -> None:
+        self.store, self.data, self.config, self.workers = store, data, config, workers
+        self.device = torch.device(workers.device)
+        if self.device.type == "cpu":
+            keep_memory()
+        a = self.architecture = Architecture(
+            **dict(config.model), domains_in=config.inputs, domains_out=config.targets, modalities=data.infos
         )
-    rate = (done - first) / max(time.monotonic() - started, 1e-9)
-    return Progress(done, config.steps, loss, rate * config.batch_size, (config.steps - done) / rate, held_out)
+        self.masker = Masker(a, config.masking)
+        self.held_out = HeldOut(data, self.masker, config.eval_samples, config.batch_size, config.crop)
+        self.frequencies: dict[str, float] = {}
+        if workers.is_first:
+            counts = count_tokens(data, self.masker, a.names, a.domains_out)
+            self.frequencies = self.held_out.frequency_loss(a.names, counts)
+
+        self.training = Training(a, config, workers)
+        self.loader = Loader(
+            data,
+            config.batch_size,
+            config.seed,
+            crop=config.crop,
+            rank=workers.rank,
+            world_size=workers.count,
+            accumulate=config.accumulate,
+        )
+        peak = peak_of(self.device, config.autocast)
+        self.meter = Meter(a, config, peak and peak * workers.count)
+        self.states = States(store, workers, config.keep_states)
+        self.curve, self.loader_state = list[dict[str, Any]](), self.loader.state_dict()
+        self._restore()
+        self._drawn = self.training.step  # steps whose masks are drawn, in the reading thread
+        self._generator = torch.Generator(self.device)
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def fit(self, progress: Callable[[Progress], None]) -> None:
+        """From the step that the state was of to the last one."""
+        config, training, clock = self.config, self.training, Stopwatch()
+        with (
+            boards(self.store, config, training.step) if self.workers.is_first else contextlib.nullcontext(()) as sinks,
+            contextlib.closing(read_ahead(self.loader, self._mask)) as batches,
+            Interruption() as interruption,
+        ):
+            while training.step < config.steps:
+                clock.lap()
+                slices, state = next(batches)
+                waited = clock.lap()
+                figures, stopped = training.advance(slices, interruption)
+                self.meter.add(figures, waited, waited + clock.lap())
+                last = training.step == config.steps
+                evaluated = last or training.step % config.eval_every == 0
+                if evaluated or training.step % config.log_every == 0:
+                    report = self._report(evaluated)
+                    for sink in (*sinks, progress) if self.workers.is_first else ():
+                        sink(report)
+                self.loader_state = state
+                if last or stopped or training.step % config.checkpoint_every == 0:
+                    self._save()
+                if stopped and not last:
+                    self.states.wait()
+                    raise KeyboardInterrupt(f"stopped at step {training.step} of {config.steps}; the state is saved")
+
+    def _mask(self, batches: Sequence[RawBatch]) -> tuple[list[Slice], dict[str, Any]]:
+        """This process's slices of the next step, and the loader's state after it. Runs in the reading thread."""
+        config, first = self.config, self.workers.rank * self.config.accumulate
+        slices = []
+        with torch.cuda.stream(self._stream):  # on a CPU it does nothing
+            for number, batch in enumerate(batches, first):
+                self._generator.manual_seed(seed_of(config.seed, "mask", self._drawn, number))
+                slices.append(self.masker(batch.to(self.device), self._generator))
+        if self._stream is not None:
+            self._stream.synchronize()  # this thread waits, so that the other one need not
+        self._drawn += 1
+        return slices, batches[-1].state
+
+    def _report(self, evaluated: bool) -> Progress:
+        found: dict[str, Any] = {}
+        if evaluated:
+            found["held_out"] = self._evaluate()
+            if self.workers.is_first:  # who has counted, and who reports
+                self.training.watch.evaluated(self.training.step, found["held_out"], self.frequencies)
+            if self.config.ema is not None:
+                with self.training.ema.applied():
+                    found["held_out_ema"] = self._evaluate()
+        step, events = self.training.step, self.training.watch.drain()
+        report = self.meter.report(step, self.training.lr(step - 1), events=events, **found)
+        seen = {"step": step, "loss": report.loss, "losses": report.losses, "grad_norm": report.grad_norm}
+        self.curve.append({**seen, **found})
+        return report
+
+    def _evaluate(self) -> dict[str, float]:
+        model = self.training.model
+        losses = self.held_out.loss(model, self.device, self.config.autocast, self.workers)
+        if hasattr(model, "reshard"):
+            model.reshard()  # without a backward pass FSDP keeps what it has gathered, while the averages come and go
+        return losses
+
+    def _save(self) -> None:
+        parts = {"watch": self.training.watch.state_dict(), "meter": self.meter.state_dict()}
+        facts = {"loader": self.loader_state, "curve": self.curve, **parts}
+        self.states.save(self.training.model, self.training.optimizer, self.training.ema, self.training.step, facts)
+
+    def _restore(self) -> None:
+        facts = self.states.restore(self.training.model, self.training.optimizer, self.training.ema)
+        if facts is None:
+            return
+        self.training.step, self.curve, self.loader_state = facts["step"], facts["curve"], facts["loader"]
+        self.loader.load_state_dict(self.loader_state)
+        self.training.watch.load_state_dict(facts["watch"])
+        self.meter.load_state_dict(facts["meter"])
+        if self.workers.is_first:
+            log.info("continuing at step %d of %d", self.training.step, self.config.steps)
+
+    def publish(self, dataset: str, storage: StoreSettings | None) -> None:
+        """Write the checkpoint, its result last, and drop the training state. All processes take part."""
+        self.states.wait()
+        self._publish_model(self.store)
+        if self.config.ema is not None:
+            with self.training.ema.applied():
+                self._publish_model(open_store(join_uri(self.config.out, "ema"), storage))
+        if not self.workers.is_first:
+            return
+        share = max(self.config.datasets, key=lambda s: s.weight, default=DatasetShare(uri=dataset))
+        if (described := _tokenizers(share.uri, self.architecture.names, storage)) is not None:
+            self.store.create("tokenizers.json", json.dumps(described, indent=1).encode())
+        self.store.create("metrics.json", json.dumps(asdict(self._result()), indent=1).encode())
+        self.states.drop()
+
+    def _publish_model(self, store: Store) -> None:
+        state = whole_state(self.training.model)
+        if self.workers.is_first:
+            plain = new_model(self.architecture, self.config.seed)  # not wrapped, not in shards
+            plain.load_state_dict(state)
+            save_model(plain, store)
+
+    def _result(self) -> PretrainResult:
+        last = self.curve[-1]
+        self.loader.load_state_dict(self.loader_state)  # it has read ahead
+        return PretrainResult(
+            out=self.config.out,
+            steps=self.config.steps,
+            parameters=sum(p.numel() for p in self.training.model.parameters()),
+            held_out_samples=self.held_out.samples,
+            held_out=last["held_out"],
+            held_out_ema=last.get("held_out_ema", {}),
+            frequencies=self.frequencies,
+            missing=self.data.missing(),
+            curve=self.curve,
+            mixture=self.loader.realised(),
+            skipped=self.training.watch.skipped,
+            events=self.training.watch.events,
+            **self.meter.totals(),
+        )
 
 
-def _data_config(config: PretrainConfig) -> DataConfig:
-    return DataConfig(
-        names=tuple(dict.fromkeys((*config.inputs, *config.targets))),
-        image_size=config.model.image_size,
-        patch_size=config.model.patch_size,
-        held_out=config.held_out,
-        missing=config.missing,
-        mixed_generations=config.mixed_generations,
-        max_tokens=config.max_tokens,
-        num_sentinels=config.masking.num_sentinels,
-        cache_bytes=config.cache_bytes,
-    )
+def _tokenizers(dataset: str, names: Sequence[str], storage: StoreSettings | None) -> dict[str, Any] | None:
+    """What made the tokens of the dataset (of several the one with the largest share); None if nobody knows."""
+    from fourmill.model.generate.tokenizers import describe
+
+    try:
+        return describe(read_manifest(open_store(dataset, storage)), names)
+    except FileNotFoundError as error:  # an export as tars has no manifest
+        log.warning("no tokenizers.json is written: %s", error)
+        return None
 
 
-def _claim(store: Store, config: PretrainConfig, data: TokenDataset, dataset: str) -> None:
+def _claim(store: Store, config: PretrainConfig, data: TokenDataset | Mixture, dataset: str) -> None:
     """Write pretrain.json, or find that the one there is of the same run."""
     fields = config.model_dump(mode="json")
     ours = {"dataset": dataset, "dataset_digest": data.digest, "config": fields}
     if store.create("pretrain.json", json.dumps(ours, indent=1).encode()):
         return
     theirs = json.loads(store.get("pretrain.json"))
+    there = PretrainConfig.model_validate(theirs["config"]).model_dump(mode="json")  # with what is new since
     differ = [
-        f"{name}: {theirs['config'].get(name)!r} there, {value!r} here"
+        f"{name}: {there[name]!r} there, {value!r} here"
         for name, value in fields.items()
-        if name not in FREE and theirs["config"].get(name) != value
+        if name not in FREE and there[name] != value
     ]
     if theirs["dataset_digest"] != data.digest:
         differ.append("the dataset has changed since")
     if differ:
         raise ValueError(f"{config.out} holds another run ({'; '.join(differ)}); choose another `out` or delete it")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
 
 
 @contextlib.contextmanager
@@ -275,29 +271,3 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _scalars(store: Store, config: PretrainConfig) -> Iterator[Callable[[Progress], None]]:
-    """A function that writes a report as TensorBoard scalars, or does nothing."""
-    local = isinstance(store, LocalStore)
-    if config.tensorboard and not local:
-        log.warning("tensorboard: true has no effect: %s is not a local folder", config.out)
-    if config.tensorboard is False or not local:
-        yield lambda report: None
-        return
-    from torch.utils.tensorboard import SummaryWriter
-
-    assert isinstance(store, LocalStore)
-    writer = SummaryWriter(str(Path(store.root) / "tensorboard"))
-
-    def write(report: Progress) -> None:
-        writer.add_scalar("train/loss", report.loss, report.step)
-        writer.add_scalar("train/samples_per_s", report.samples_per_s, report.step)
-        for name, value in (report.held_out or {}).items():
-            writer.add_scalar(f"held_out/{name}", value, report.step)
-
-    try:
-        yield write
-    finally:
-        writer.close()
