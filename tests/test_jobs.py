@@ -28,7 +28,7 @@ PROBE = (
 
 
 def test_there_is_a_job_for_every_batch_step() -> None:
-    assert JOBS == ["pretrain", "pseudolabel", "tokenize", "train_tokenizer"]
+    assert JOBS == ["finetune", "pretrain", "pseudolabel", "tokenize", "train_tokenizer"]
 
 
 @pytest.mark.parametrize("job", JOBS)
