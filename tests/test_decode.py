@@ -292,9 +292,9 @@ def test_second_checkpoint_of_a_tokenizer_is_named_by_its_option(dataset: str) -
             "masks": {"reference": "/gone/masks", "digest": "e", "licence": "mit"},
         },
     }
-    from fourmill.evaluate.tokens.rebuild import _recorded
+    from fourmill.evaluate.tokens.rebuild import recorded
 
-    assert _recorded("tok_sam_instance", lineage | {"config": {"kind": "text"}}) == {
+    assert recorded("tok_sam_instance", lineage | {"config": {"kind": "text"}}) == {
         "kind": "text",
         "checkpoint": "/gone/words",
         "masks": "/gone/masks",

@@ -2,8 +2,8 @@
 
 The encoder is the pretrained one, unchanged: patches are projected, positions and the modality's vector are added, and
 the blocks and the last norm follow. The decoder is not used. Heads: mean pooling and a linear layer; for dense tasks
-one in the manner of MultiMAE's for segmentation (Bachmann et al. 2022, arXiv 2204.01678):
-each patch becomes 4 x 4 cells, ConvNeXt blocks mix them, and what they say is interpolated to the pixels.
+one in the manner of MultiMAE's for segmentation (Bachmann et al. 2022, arXiv 2204.01678): each patch becomes
+4 x 4 cells, ConvNeXt blocks mix them, and what they say is interpolated to the pixels.
 
 Legend: B samples, S side in pixels, N patches, D width, C channels of the head, P numbers in a patch.
 """
