@@ -24,7 +24,7 @@ TEXT = Path(__file__).with_name("results.md.txt")  # the words around the tables
 _KEPT: dict[str, tuple[str, ...]] = {
     "depth": ("absrel", "delta1"),
     "normal": ("mean", "below_30"),
-    "semseg": ("miou", "accuracy"),
+    "semseg": ("miou",),
     "det": ("ap50", "f1_50"),
 }
 """The figures of the first table; the second one has all that the evaluation prints."""
@@ -76,15 +76,15 @@ def figures(evaluation: dict[str, Any], kept: dict[str, tuple[str, ...]] | None)
         for tree in score["rows"]:
             if kept is not None and tree["figure"] not in kept.get(score["modality"], ()):
                 continue
-            row = Row(**{name: _typed(tree[name]) for name in Row.__dataclass_fields__})
+            row = Row(**{name: _typed(name, tree[name]) for name in Row.__dataclass_fields__})
             rows.append([score["modality"], figure_title(of, row), *cells(row)])
     return table(["", "figure", *HEADINGS], rows)
 
 
-def _typed(value: Any) -> Any:
-    """JSON has null where a figure could not be taken, and lists for intervals."""
-    if isinstance(value, list):
-        return tuple(value)
+def _typed(name: str, value: Any) -> Any:
+    """JSON has lists for intervals, and null where a figure could not be taken."""
+    if name.endswith("_interval"):
+        return None if value is None else tuple(value)
     return float("nan") if value is None else value
 
 
