@@ -202,7 +202,22 @@ def test_one_wrong_value_is_refused_whatever_stands_beside_it() -> None:
 # Benchmarks.
 
 
-@pytest.mark.parametrize("name", ["labelers", "sam", "scenes", "tokenize", "tokenize_ml4m"])
+MENDED = 'sys.path.insert(0, sys.path.pop(0).removesuffix("/benchmarks"))'
+
+
+def test_every_benchmark_mends_its_path_before_it_imports_anything() -> None:
+    scripts = [path for path in sorted((ROOT / "benchmarks").glob("*.py")) if "__main__" in path.read_text()]
+    assert len(scripts) >= 10
+    for path in scripts:
+        before, mended, after = path.read_text().partition(MENDED)
+        assert mended, f"{path.name} would take benchmarks/tokenize.py for the standard library's"
+        body = before.rpartition('"""')[2]
+        imports = [line for line in body.splitlines() if line.startswith(("import ", "from "))]
+        assert imports == ["from __future__ import annotations", "import sys"], path.name
+        assert "import" in after
+
+
+@pytest.mark.parametrize("name", ["tokenize", "loader"])
 def test_no_benchmark_takes_benchmarks_tokenize_for_the_standard_library(name: str) -> None:
     command = [sys.executable, f"benchmarks/{name}.py", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, text=True)
