@@ -176,7 +176,7 @@ def check_equal(fm: Any, model: FourM, batches: Sequence[Masked]) -> float:
     loss = ours(*batches[0][1:])
     _, by_modality = theirs(train_ml4m.batch(architecture, *batches[0]), 128, 128)
     means = {name: float(loss.sums[name]) / loss.counts[name] for name in loss.sums}
-    found = [abs(mean - float(by_modality[name])) for name, mean in means.items()]
+    found = [abs(mean - by_modality[name].item()) for name, mean in means.items()]
     cpu = torch.device("cpu")
     steps = our_step(ours, batches, cpu, False), their_step(theirs, batches, architecture, cpu, False)
     found += [abs(float(steps[0](i)) - float(steps[1](i))) for i in range(3)]

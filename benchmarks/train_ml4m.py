@@ -29,7 +29,7 @@ ModDict = dict[str, dict[str, torch.Tensor]]  # ml-4m's batch: tensors by modali
 def load(checkout: str) -> Any:
     """The module `fourm.models.fm` of a checkout, usable on this Python."""
     for unused in ("albumentations", "cv2"):
-        if importlib.util.find_spec(unused) is None:
+        if unused not in sys.modules and importlib.util.find_spec(unused) is None:
             sys.modules[unused] = types.ModuleType(unused)
     sys.path.insert(0, checkout)
     fm: Any = importlib.import_module("fourm.models.fm")

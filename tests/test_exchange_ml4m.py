@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.loader_ml4m import stand_ins
 from fourmill.pipeline import images
 from fourmill.pipeline.exchange import (
     ExportOptions,
@@ -342,7 +343,7 @@ def fourm(request: pytest.FixtureRequest) -> Iterator[types.SimpleNamespace]:
         pytest.importorskip(name)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(checkout)
-        for name, module in _stand_ins().items():
+        for name, module in stand_ins().items():
             if name not in sys.modules:
                 patch.setitem(sys.modules, name, module)
         names = {
@@ -354,24 +355,6 @@ def fourm(request: pytest.FixtureRequest) -> Iterator[types.SimpleNamespace]:
         yield types.SimpleNamespace(**{k: importlib.import_module(f"fourm.data.{m}") for k, m in names.items()})
         for name in [n for n in sys.modules if n == "fourm" or n.startswith("fourm.")]:
             del sys.modules[name]
-
-
-def _stand_ins() -> dict[str, types.ModuleType]:
-    boxes: Any = types.ModuleType("albumentations")
-
-    def crop(box: Any, x_min: int, y_min: int, x_max: int, y_max: int, rows: int, cols: int) -> tuple[float, ...]:
-        x0, y0, x1, y1 = box
-        w, h = x_max - x_min, y_max - y_min
-        return (x0 * cols - x_min) / w, (y0 * rows - y_min) / h, (x1 * cols - x_min) / w, (y1 * rows - y_min) / h
-
-    def kept(found: Any, rows: int, cols: int, min_visibility: float) -> list[Any]:
-        cut = [(*(min(max(v, 0), 1) for v in box[:4]), *box[4:]) for box in found]
-        return [box for box in cut if box[0] < box[2] and box[1] < box[3]]
-
-    boxes.bbox_crop = crop
-    boxes.bbox_hflip = lambda box, rows, cols: (1 - box[2], box[1], 1 - box[0], box[3])
-    boxes.core = types.SimpleNamespace(bbox_utils=types.SimpleNamespace(filter_bboxes=kept))
-    return {"albumentations": boxes, "cv2": types.ModuleType("cv2")}
 
 
 DOMAINS = ("rgb@32", "caption", "det", "metadata", "color_palette", "tok_rgb@32", "tok_depth@32")
