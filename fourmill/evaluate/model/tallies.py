@@ -7,6 +7,7 @@ place and is told, so that a model gains nothing by saying nonsense.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +37,7 @@ _NOTHING: Mapping[str, Any] = {"caption": "", "det": [], "instance": [], "sam_in
 _FREE_DEPTH = "decoded depth is known up to scale and shift only: both are fitted to the truth, for every predictor"
 
 
-class Comparison:
+class Comparison(ABC):
     """What all predictors of one modality have come to so far. `values`: 'model', 'round_trip', 'teacher', and each
     constant by its name."""
 
@@ -89,16 +90,17 @@ class Comparison:
         assert badness is not None  # the truth says something of it: the teacher was compared
         return badness
 
+    @abstractmethod
     def _accept(self, column: str, value: Any, teacher: Any, truth: Truth) -> float | None:
-        raise NotImplementedError
+        """Take a value into the column's sums; how wrong it is, None where the truth says nothing of it."""
 
+    @abstractmethod
     def figures(self, column: str) -> Figures:
         """The figures of one column over all samples."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draws(self, column: str, weights_RN: np.ndarray) -> Draws:
         """Its figures when samples are drawn again."""
-        raise NotImplementedError
 
     def notes(self) -> list[str]:
         """What a reader must know."""
