@@ -10,7 +10,6 @@ import json
 import math
 import os
 import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from test_model import REFERENCE, needs_reference, seeded, tiny
 
+from benchmarks.loader_ml4m import stand_ins
 from fourmill.model.batch import Targets
 from fourmill.model.config import EOS, ModalityInfo
 from fourmill.model.generate.cache import TextDecoder
@@ -593,8 +593,8 @@ def their_sampler() -> tuple[Any, Any]:
         pytest.skip("FOURMILL_ML4M names no checkout of apple/ml-4m")
     for name in ("einops", "webdataset", "braceexpand", "datasets"):
         pytest.importorskip(name)
-    for name in ("cv2", "albumentations"):
-        sys.modules.setdefault(name, types.ModuleType(name))
+    for name, module in stand_ins().items():
+        sys.modules.setdefault(name, module)
     return importlib.import_module("fourm.models.fm"), importlib.import_module("fourm.models.generate")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import multiprocessing
@@ -218,6 +219,13 @@ def object_bytes(far: Toy) -> int:
     return sum(info.num_bytes for info in far.store.list("tok_") if info.name.endswith(".arrow"))
 
 
+def bytes_in(folder: Path) -> int:
+    """Of all files at one moment: a thread that downloads may rename one while they are counted."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return sum(path.stat().st_size for path in folder.iterdir())
+
+
 def test_an_epoch_downloads_every_object_once_though_the_cache_is_smaller(far: Toy, tmp_path: Path) -> None:
     corpus = object_bytes(far)
     data = open_far(far, tmp_path / "cache", max_bytes=int(0.8 * corpus), held_out=0.0)
@@ -225,7 +233,7 @@ def test_an_epoch_downloads_every_object_once_though_the_cache_is_smaller(far: T
     before = data.source.store.counters.as_dict()["bytes_read"]  # type: ignore[attr-defined]
     for _ in range(15):
         next(loader)
-        largest = max(largest, sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()))
+        largest = max(largest, bytes_in(tmp_path / "cache"))
     data.close()
     read = data.source.store.counters.as_dict()["bytes_read"] - before  # type: ignore[attr-defined]
     assert corpus <= read <= corpus * (6 + 4) / 6, "and at most the next epoch's first two windows"

@@ -10,7 +10,6 @@ import importlib
 import os
 import random
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.loader_ml4m import stand_ins
 from fourmill.model.batch import RawBatch
 from fourmill.model.config import Architecture, MaskingConfig, ModalityInfo
 from fourmill.model.masking import Masker
@@ -59,8 +59,8 @@ def theirs() -> dict[str, np.ndarray]:
         pytest.importorskip(name)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(checkout)
-        for name in ("albumentations", "cv2"):  # imported by ml-4m's transforms, and not called here
-            patch.setitem(sys.modules, name, types.ModuleType(name))
+        for name, module in stand_ins().items():
+            patch.setitem(sys.modules, name, module)
         masking = importlib.import_module("fourm.data.masking")
         found = measure(masking, Path(checkout))
         for name in [n for n in sys.modules if n == "fourm" or n.startswith("fourm.")]:

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import ml4m_batch, seeded
 
+from benchmarks.loader_ml4m import stand_ins
 from fourmill.model.config import Architecture, ModalityInfo
 from fourmill.model.network import FourM
 from fourmill.model.weights import load_model, save_model
@@ -61,9 +62,9 @@ def fourm() -> Iterator[Any]:
         pytest.importorskip(name)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(checkout)
-        for name in ("albumentations", "cv2"):  # of its data code only
-            if name not in sys.modules and importlib.util.find_spec(name) is None:
-                patch.setitem(sys.modules, name, types.ModuleType(name))
+        for name, stand_in in stand_ins().items():  # of its data code only
+            if name not in sys.modules:
+                patch.setitem(sys.modules, name, stand_in)
         module = importlib.import_module("fourm.models.fm")
         patch.setattr(module, "random", types.SimpleNamespace(sample=lambda items, count: list(items)[:count]))
         yield module

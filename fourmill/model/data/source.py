@@ -6,7 +6,6 @@ object, Arrow inside; where the shard lies decides only how it gets there.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from fourmill.pipeline.manifest import Manifest, read_manifest
 from fourmill.pipeline.manifest.samples import opened
 from fourmill.pipeline.shards import Spec, digest
 from fourmill.pipeline.store import Store
+from fourmill.pipeline.store.ranges import RangeFile
 
 _END = 64 << 10  # bytes: a thousand keys of 30 bytes, and a footer of some hundred quarantined rows
 
@@ -163,41 +163,21 @@ class ManifestSource:
         self._pool = None
 
 
-class _Ends(io.RawIOBase):
+class _Ends(RangeFile):
     """An object of which the beginning, where the keys are, and the end, where the footer is, are read in one request
     each; anything else as it is asked for."""
 
     def __init__(self, store: Store, name: str, num_bytes: int) -> None:
-        self.store, self.name, self.num_bytes = store, name, num_bytes
-        self._at = 0
+        super().__init__(store, name, num_bytes)
         self._parts: dict[int, bytes] = {}
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.num_bytes}[whence]
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        stop = self.num_bytes if size < 0 else min(self._at + size, self.num_bytes)
-        data = self._range(self._at, stop) if stop > self._at else b""
-        self._at += len(data)
-        return data
-
-    def _range(self, start: int, stop: int) -> bytes:
+    def fetch(self, start: int, stop: int) -> bytes:
         for first in (0, max(self.num_bytes - _END, 0)):
             if first <= start and stop <= first + _END:
                 if first not in self._parts:
                     self._parts[first] = self.store.get_range(self.name, first, _END)
                 return self._parts[first][start - first : stop - first]
-        return self.store.get_range(self.name, start, stop - start)
+        return super().fetch(start, stop)
 
 
 def in_threads(function: Any, items: Iterable[Any], threads: int) -> list[Any]:

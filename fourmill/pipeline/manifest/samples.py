@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from fourmill.pipeline.manifest import Manifest, Update, read_manifest, update_manifest
 from fourmill.pipeline.shards import Record, read_shard
 from fourmill.pipeline.store import Store, join_uri
+from fourmill.pipeline.store.ranges import RangeFile
 
 SHARDS = 100  # in one table: 100,000 samples of 1,000 a shard are 10 to 15 MB
 _ROW_GROUP = 10_000  # what a look-up of one key reads at least: about 0.2 MB of keys
@@ -254,32 +255,4 @@ def opened(store: Store, name: str, num_bytes: int) -> pa.NativeFile:
     path = store.local_path(name)
     if path is not None:
         return pa.memory_map(str(path))
-    return pa.PythonFile(_Ranges(store, name, num_bytes), mode="r")
-
-
-class _Ranges(io.RawIOBase):
-    """An object read by ranges."""
-
-    def __init__(self, store: Store, name: str, num_bytes: int) -> None:
-        self.store, self.name, self.num_bytes = store, name, num_bytes
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.num_bytes}[whence]
-        self._at = start + offset
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(self.num_bytes - self._at, 0)
-        data = self.store.get_range(self.name, self._at, left if size < 0 else min(size, left))
-        self._at += len(data)
-        return data
+    return pa.PythonFile(RangeFile(store, name, num_bytes), mode="r")
